@@ -1,0 +1,24 @@
+"""What every op means, in plain PyTorch: the same names and signatures as ``effops.ops``.
+
+Written to be obviously right rather than fast. Any floating dtype up to float64: float64 inputs are computed
+in float64, everything else in float32, and results come back in the input's dtype. All of it is
+differentiable through autograd. Nothing here imports the rest of effops.
+"""
+
+from __future__ import annotations
+
+from effops.reference.attention import allowed_keys, append_kv, attention, merge_states, varlen_attention
+from effops.reference.layer import pack_weight, packed_linear, rms_norm, rotary, silu_mul
+
+__all__ = [
+    "allowed_keys",
+    "append_kv",
+    "attention",
+    "merge_states",
+    "pack_weight",
+    "packed_linear",
+    "rms_norm",
+    "rotary",
+    "silu_mul",
+    "varlen_attention",
+]

@@ -1,0 +1,57 @@
+"""The parts of a decoder layer around attention. Computed in float32 (float64 for float64), rounded once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def pack_weight(w: Tensor, format: str | None = None) -> Tensor:
+    """The weight [N,K] in the given format's dtype: here packing changes nothing but the dtype."""
+    formats = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    if format is None:
+        return w
+    if format not in formats:
+        raise RuntimeError(f"pack_weight: format: expected one of {', '.join(formats)}, got {format!r}")
+    return w.to(formats[format])
+
+
+def packed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
+) -> Tensor:
+    """x [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]. ``weight`` may also offer ``dequantize()``."""
+    matrix = weight if isinstance(weight, Tensor) else weight.dequantize()
+    y = _widen(x) @ matrix.to(_widen(x).dtype).mT
+    if bias is not None:
+        y = y + bias
+    if residual is not None:
+        y = y + residual
+    return y.to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · (weight + weight_offset) over the last dimension; x [...,D], weight [D]."""
+    wide = _widen(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * (_widen(weight) + weight_offset)).to(x.dtype)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
+    """Rotates the pairs (i, i + R/2) of the first R dimensions of x [B,T,H,D]; the rest passes through.
+
+    cos, sin [P,R/2] hold one row a position; positions int32 [B,T].
+    """
+    half = cos.shape[1]
+    c, s = (table[positions.long()][:, :, None, :].to(_widen(x).dtype) for table in (cos, sin))
+    a, b = _widen(x[..., :half]), _widen(x[..., half : 2 * half])
+    return torch.cat([(a * c - b * s).to(x.dtype), (b * c + a * s).to(x.dtype), x[..., 2 * half :]], -1)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(x[..., :f]) · x[..., f:] of x [...,2f]: the gated unit of a fused gate and up projection."""
+    gate, up = _widen(x).chunk(2, -1)
+    return (torch.nn.functional.silu(gate) * up).to(x.dtype)
