@@ -1,0 +1,19 @@
+"""Drop-in modules over ``effops.ops``: one decoder layer's worth, with torch's own path where gradients flow."""
+
+from __future__ import annotations
+
+from effops.nn.attention import Attention, Rope
+from effops.nn.basic import MLP, Linear, RMSNorm
+from effops.nn.decoder import DecoderLayer
+from effops.nn.rotary import RotaryEmbedding, inverse_frequencies
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "DecoderLayer",
+    "Linear",
+    "RMSNorm",
+    "Rope",
+    "RotaryEmbedding",
+    "inverse_frequencies",
+]

@@ -1,0 +1,86 @@
+"""Grouped-query self-attention with a fused query-key-value projection."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from effops import ops
+from effops.cache import LayerCache, Step
+from effops.nn import functional
+from effops.nn.basic import Linear, RMSNorm
+
+
+class Rope(NamedTuple):
+    """What rotates one forward pass: cos, sin float32 [P,R/2] and positions int32 [B,T]."""
+
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
+
+
+class Attention(nn.Module):
+    """Causal self-attention: x [B,T,d] to [B,T,d], plus the residual.
+
+    The rows of ``qkv_proj`` are the H query heads, then the G key heads, then the G value heads. ``qk_norm_eps``
+    turns on an RMSNorm of each query and key head before the rotation. ``window`` None means every earlier key.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool = False,
+        out_bias: bool = False,
+        qk_norm_eps: float | None = None,
+        window: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"Attention: num_heads: expected a multiple of num_kv_heads ({num_kv_heads}), got {num_heads}"
+            )
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim, self.window = head_dim, window
+        self.total_heads = num_heads + 2 * num_kv_heads
+        self.qkv_proj = Linear(
+            hidden_size, self.total_heads * head_dim, bias=bias, dtype=dtype, device=device
+        )
+        self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=out_bias, dtype=dtype, device=device)
+        for name in ("q_norm", "k_norm"):
+            norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps, dtype=dtype, device=device)
+            self.register_module(name, norm)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        cache: LayerCache | None = None,
+        step: Step | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Attends to the new tokens and, with a cache, to what it holds; the new keys are written there first."""
+        own = self._modules
+        batch, tokens, _ = x.shape
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = own["qkv_proj"].forward(x).view(batch, tokens, self.total_heads, self.head_dim)
+        if own["q_norm"] is None:
+            qk, v = qkv.split((heads + kv_heads, kv_heads), 2)
+            q, k = functional.rotary(qk, *rope).split((heads, kv_heads), 2)
+        else:
+            q, k, v = qkv.split((heads, kv_heads, kv_heads), 2)
+            q = functional.rotary(own["q_norm"].forward(q), *rope)
+            k = functional.rotary(own["k_norm"].forward(k), *rope)
+        if cache is None or step is None:
+            out = ops.attention(q, k, v, causal=True, window=self.window)
+        else:
+            cache.append(k, v, step)
+            out = cache.attend(q, step, causal=True, window=self.window)
+        return own["o_proj"].forward(out.flatten(2), residual)
