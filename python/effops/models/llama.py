@@ -1,0 +1,220 @@
+"""The Llama, Mistral, Qwen2 and Qwen3 decoder, assembled from effops modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effops.cache import DenseKVCache, KVCache
+from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
+from effops.models.config import ModelConfig
+from effops.models.errors import CheckpointError
+from effops.nn import MLP, Attention, DecoderLayer, Linear, RMSNorm, Rope, RotaryEmbedding
+
+
+class Llama(nn.Module):
+    """A causal language model: tokens int64 [B,T] to logits [B,T,V] in the model's dtype.
+
+    The constructor allocates the weights without filling them; ``from_pretrained`` loads them and
+    ``random`` draws them.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+
+        def norm() -> RMSNorm:
+            return RMSNorm(c.hidden_size, c.rms_norm_eps, dtype=dtype, device=device)
+
+        def layer(window: int | None) -> DecoderLayer:
+            attention = Attention(
+                c.hidden_size,
+                c.num_attention_heads,
+                c.num_key_value_heads,
+                c.head_dim,
+                bias=c.attention_bias,
+                out_bias=c.attention_out_bias,
+                qk_norm_eps=c.rms_norm_eps if c.qk_norm else None,
+                window=window,
+                dtype=dtype,
+                device=device,
+            )
+            mlp = MLP(c.hidden_size, c.intermediate_size, bias=c.mlp_bias, dtype=dtype, device=device)
+            return DecoderLayer(attention, mlp, norm(), norm())
+
+        weight = torch.empty(c.vocab_size, c.hidden_size, dtype=dtype, device=device)
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size, _weight=weight)
+        self.layers = nn.ModuleList(layer(window) for window in c.windows)
+        self.norm = norm()
+        tied = c.tie_word_embeddings
+        self.lm_head = Linear(c.hidden_size, c.vocab_size, dtype=dtype, device="meta" if tied else device)
+        if tied:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.rotary = RotaryEmbedding(c.head_dim, c.max_position_embeddings, c.rope_parameters)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def new_cache(self, batch_size: int, capacity: int) -> DenseKVCache:
+        """An empty dense cache that fits this model."""
+        c = self.config
+        return DenseKVCache(
+            c.num_hidden_layers,
+            batch_size,
+            capacity,
+            c.num_key_value_heads,
+            c.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
+        """Logits [B,T,V] of tokens int64 [B,T], or of the last ``logits_to_keep`` positions only.
+
+        Without a cache the tokens are whole sequences, and gradients flow. With a cache they continue what it
+        holds, and no gradient is recorded; ``lengths[b]`` says how many of row b's tokens are real where rows
+        are padded on the left.
+        """
+        if cache is None:
+            if lengths is not None:
+                raise ValueError("Llama: lengths: expected a cache beside it, got None")
+            return self._forward(tokens, None, None, logits_to_keep)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._forward(tokens, cache, lengths, logits_to_keep)
+        return self._forward(tokens, cache, lengths, logits_to_keep)
+
+    def _forward(
+        self, tokens: Tensor, cache: KVCache | None, lengths: Sequence[int] | None, logits_to_keep: int | None
+    ) -> Tensor:
+        own = self._modules
+        batch, count = tokens.shape
+        x = F.embedding(tokens, own["embed_tokens"].weight)
+        if cache is None:
+            steps = torch.arange(count, dtype=torch.int32, device=tokens.device).expand(batch, -1)
+            rope = Rope(*self.rotary.tables(count, x.device), steps)
+            for layer in self.layers:
+                x = layer.forward(x, rope)
+        else:
+            step = cache.plan(count, lengths)
+            rope = Rope(*self.rotary.tables(step.max_kv_len, x.device), step.positions)
+            for layer, kv in zip(self.layers, cache.layers, strict=True):
+                x = layer.forward(x, rope, kv, step)
+            cache.advance(step)
+        if logits_to_keep is not None and logits_to_keep < count:
+            x = x[:, count - logits_to_keep :]
+        return own["lm_head"].forward(own["norm"].forward(x))
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Every weight under its Hugging Face name; fused weights appear as views of their parts."""
+        c = self.config
+        named: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed_tokens.weight}
+        q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        for i, layer in enumerate(self.layers):
+            attention, mlp, prefix = layer.self_attn, layer.mlp, f"model.layers.{i}."
+            for linear, parts in (
+                (attention.qkv_proj, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
+                (attention.o_proj, {"self_attn.o_proj": c.hidden_size}),
+                (
+                    mlp.gate_up_proj,
+                    {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size},
+                ),
+                (mlp.down_proj, {"mlp.down_proj": c.hidden_size}),
+            ):
+                for kind, whole in linear.named_parameters():
+                    rows = whole.detach().split(list(parts.values()))
+                    named |= {f"{prefix}{p}.{kind}": r for p, r in zip(parts, rows, strict=True)}
+            named[f"{prefix}input_layernorm.weight"] = layer.input_layernorm.weight
+            named[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
+            if c.qk_norm:
+                named[f"{prefix}self_attn.q_norm.weight"] = attention.q_norm.weight
+                named[f"{prefix}self_attn.k_norm.weight"] = attention.k_norm.weight
+        named["model.norm.weight"] = self.norm.weight
+        if not c.tie_word_embeddings:
+            named["lm_head.weight"] = self.lm_head.weight
+        return named
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Llama:
+        """Loads ``config.json`` and the safetensors of a directory; dtype None takes the configuration's."""
+        config = ModelConfig.from_file(Path(directory))
+        files = TensorFiles(directory)
+        dtype = dtype or parse_dtype(config.dtype, str(Path(directory) / "config.json"))
+        model = cls(config, dtype=dtype, device=device)
+        named = model.checkpoint_tensors()
+        ignored = {name for name in files.names() if name.endswith("rotary_emb.inv_freq")}
+        if config.tie_word_embeddings:
+            ignored.add("lm_head.weight")
+        with torch.no_grad():
+            for name, target in named.items():
+                files.copy_into(name, target)
+        unknown = sorted(files.names() - named.keys() - ignored)
+        if unknown:
+            raise CheckpointError(
+                str(files.source), unknown[0], f"expected no such tensor in a {config.model_type} model"
+            )
+        return model.eval()
+
+    def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int = 4 << 30) -> None:
+        """Writes ``config.json`` and safetensors that Transformers and this class load.
+
+        Each file is written under a temporary name and moved, the configuration last.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_tensors(directory, self.checkpoint_tensors(), max_shard_bytes)
+        raw = self.config.to_dict()
+        raw["dtype"] = raw["torch_dtype"] = str(self.dtype).removeprefix("torch.")
+        write_json(directory / "config.json", raw)
+
+    @classmethod
+    def random(
+        cls,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        std: float = 0.02,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Llama:
+        """A model with normal weights of the given deviation, zero biases and unit norms."""
+        model = cls(config, dtype=dtype, device=device)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif "norm" in name:
+                    parameter.fill_(1.0)
+                else:
+                    parameter.normal_(0.0, std, generator=generator)
+        return model.eval()
