@@ -1,0 +1,193 @@
+"""The generation loop over a KV cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from effops.cache import KVCache
+from effops.decoding.sampler import Sampler
+from effops.decoding.stats import GenerationStats
+from effops.decoding.stop import StopStrings
+from effops.models import Llama, Tokenizer
+
+Callback = Callable[[int, list[int], str], None]
+
+
+@dataclass
+class Generation:
+    """The new tokens of each sequence, their text, and why each ended: 'stop', 'length' or 'context'.
+
+    ``texts`` end before a stop string, while ``tokens`` include those that completed it. ``logits`` float32
+    [n,V] a sequence are there on request.
+    """
+
+    tokens: list[list[int]]
+    texts: list[str]
+    reasons: list[str]
+    stats: GenerationStats
+    logits: list[Tensor] | None = None
+
+
+@dataclass
+class _Row:
+    """One sequence on its way."""
+
+    limit: int
+    limit_reason: str
+    pieces: Callable[[int], str] | None
+    stops: StopStrings
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: str = ""
+    logits: list[Tensor] = field(default_factory=list)
+
+    def push(self, token: int, stop_tokens: frozenset[int]) -> str:
+        """Takes the next token; returns the text that became visible."""
+        self.tokens.append(token)
+        shown = ""
+        if token in stop_tokens:
+            self.reason = "stop"
+        elif self.pieces is not None:
+            shown, stopped = self.stops.push(self.pieces(token))
+            self.reason = "stop" if stopped else ""
+        if not self.reason and len(self.tokens) == self.limit:
+            self.reason = self.limit_reason
+        if self.reason:
+            shown += self.stops.flush()
+        self.text += shown
+        return shown
+
+
+@torch.inference_mode()
+def generate(
+    model: Llama,
+    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler | None = None,
+    stop: Sequence[str | int] = (),
+    ignore_eos: bool = False,
+    tokenizer: Tokenizer | None = None,
+    callback: Callback | None = None,
+    cache: KVCache | None = None,
+    return_logits: bool = False,
+) -> Generation:
+    """Continues one prompt or a batch of them (text or token ids, lengths may differ).
+
+    A sequence ends at a ``stop`` string or token id, at the model's end-of-text token (unless ``ignore_eos``),
+    after ``max_new_tokens``, or when the context is full. ``sampler`` None is greedy. ``callback(row, tokens,
+    text)`` is called for every step of a sequence with its new tokens and the text they made visible. ``cache``
+    may hold an earlier part of the sequences; by default one of the right size is allocated.
+    """
+    sampler = sampler or Sampler.greedy()
+    prompts = _token_lists(prompt, tokenizer, model.config.vocab_size)
+    words = [s for s in stop if isinstance(s, str)]
+    if words and tokenizer is None:
+        raise ValueError(
+            f"generate: tokenizer: expected one beside stop strings, got None (stop {words[0]!r})"
+        )
+    stop_tokens = frozenset(s for s in stop if isinstance(s, int))
+    if not ignore_eos:
+        stop_tokens |= frozenset(model.config.eos_token_ids)
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens: expected at least 1, got {max_new_tokens}")
+
+    held = [0] * len(prompts) if cache is None else list(cache.lengths)
+    if len(held) != len(prompts):
+        raise ValueError(f"generate: cache: expected one of batch size {len(prompts)}, got {len(held)}")
+    rows = []
+    context = model.config.max_position_embeddings
+    for past, ids in zip(held, prompts, strict=True):
+        room = context - past - len(ids) + 1  # the last new token is not fed back
+        if room < 1:
+            raise ValueError(
+                f"generate: prompt: expected at most {context - past} tokens (the model's context), got {len(ids)}"
+            )
+        rows.append(
+            _Row(
+                limit=min(max_new_tokens, room),
+                limit_reason="length" if max_new_tokens <= room else "context",
+                pieces=tokenizer.stream() if tokenizer else None,
+                stops=StopStrings(words),
+            )
+        )
+    if cache is None:
+        capacity = max(len(ids) + row.limit - 1 for ids, row in zip(prompts, rows, strict=True))
+        cache = model.new_cache(len(prompts), capacity)
+
+    stats = GenerationStats(prompt_tokens=sum(map(len, prompts)))
+
+    def take(logits: Tensor) -> Tensor:
+        """Draws every row's next token and hands it to the rows that still run."""
+        drawn = sampler(logits)
+        for r, token in enumerate(drawn.tolist()):
+            row = rows[r]
+            if row.reason:
+                continue
+            if return_logits:
+                row.logits.append(logits[r].float())
+            shown = row.push(token, stop_tokens)
+            stats.new_tokens += 1
+            if callback is not None:
+                callback(r, [token], shown)
+        return drawn
+
+    begin = time.perf_counter()
+    drawn = take(_prefill(model, prompts, cache))
+    stats.prefill_seconds = time.perf_counter() - begin
+
+    begin = time.perf_counter()
+    first = stats.new_tokens
+    while running := sum(not row.reason for row in rows):
+        lengths = None if running == len(rows) else [int(not row.reason) for row in rows]
+        drawn = take(model.forward(drawn[:, None], cache, lengths=lengths)[:, -1])
+        stats.steps += 1
+        stats.sequence_steps += running
+    stats.decode_seconds = time.perf_counter() - begin
+    stats.decode_tokens = stats.new_tokens - first
+    return Generation(
+        tokens=[row.tokens for row in rows],
+        texts=[row.text for row in rows],
+        reasons=[row.reason for row in rows],
+        stats=stats,
+        logits=[torch.stack(row.logits) for row in rows] if return_logits else None,
+    )
+
+
+def _prefill(model: Llama, prompts: list[list[int]], cache: KVCache) -> Tensor:
+    """Reads the prompts, shorter ones padded on the left; logits [B,V] after each."""
+    longest = max(map(len, prompts))
+    padded = [[0] * (longest - len(ids)) + ids for ids in prompts]
+    lengths = [len(ids) for ids in prompts]
+    tokens = torch.tensor(padded, device=model.device)
+    alike = min(lengths) == longest
+    return model.forward(tokens, cache, lengths=None if alike else lengths, logits_to_keep=1)[:, -1]
+
+
+def _token_lists(
+    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+) -> list[list[int]]:
+    if isinstance(prompt, Tensor):
+        prompt = prompt.tolist()
+    several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    lists = []
+    for item in prompt if several else [prompt]:
+        if isinstance(item, str):
+            if tokenizer is None:
+                raise ValueError("generate: tokenizer: expected one beside a text prompt, got None")
+            item = tokenizer.encode(item)
+        ids = [int(i) for i in item]
+        if not ids:
+            raise ValueError("generate: prompt: expected at least one token, got none")
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"generate: prompt: expected token ids from 0 to {vocab_size - 1}, got {wrong}")
+        lists.append(ids)
+    return lists
