@@ -13,9 +13,9 @@ from torch import Tensor
 class Step:
     """One forward pass over a cache: where its T new tokens of each sequence stand.
 
-    Shorter rows are padded on the left. ``positions`` int32 [B,T] feed the rotary embedding (0 for padding),
-    ``slots`` int32 [B,T] are where keys are written (-1 for padding), ``kv_lens`` int32 [B] count the keys after
-    the step and ``lengths`` say the same on the host. ``max_kv_len`` is their maximum.
+    Shorter rows are padded on the left. ``positions`` int32 [B,T] feed the rotary embedding (0 for
+    padding), ``slots`` int32 [B,T] are where keys are written (-1 for padding), ``kv_lens`` int32 [B] count
+    the keys after the step and ``lengths`` say the same on the host. ``max_kv_len`` is their maximum.
     """
 
     positions: Tensor
@@ -42,8 +42,10 @@ class KVCache(Protocol):
     between leaves the lengths as they were.
     """
 
-    layers: Sequence[LayerCache]
     lengths: list[int]
+
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...
 
     @property
     def batch_size(self) -> int: ...

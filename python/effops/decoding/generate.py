@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from effops.decoding.stats import GenerationStats
 from effops.decoding.stop import StopStrings
 from effops.models import Llama, Tokenizer
 
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 Callback = Callable[[int, list[int], str], None]
 
 
@@ -66,7 +68,7 @@ class _Row:
 @torch.inference_mode()
 def generate(
     model: Llama,
-    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    prompt: Prompt,
     *,
     max_new_tokens: int,
     sampler: Sampler | None = None,
@@ -79,10 +81,11 @@ def generate(
 ) -> Generation:
     """Continues one prompt or a batch of them (text or token ids, lengths may differ).
 
-    A sequence ends at a ``stop`` string or token id, at the model's end-of-text token (unless ``ignore_eos``),
-    after ``max_new_tokens``, or when the context is full. ``sampler`` None is greedy. ``callback(row, tokens,
-    text)`` is called for every step of a sequence with its new tokens and the text they made visible. ``cache``
-    may hold an earlier part of the sequences; by default one of the right size is allocated.
+    A sequence ends at a ``stop`` string or token id, at the model's end-of-text token (unless
+    ``ignore_eos``), after ``max_new_tokens``, or when the context is full. ``sampler`` None is greedy.
+    ``callback(row, tokens, text)`` is called for every step of a sequence with its new tokens and the text
+    they made visible. ``cache`` may hold an earlier part of the sequences; by default one of the right size
+    is allocated.
     """
     sampler = sampler or Sampler.greedy()
     prompts = _token_lists(prompt, tokenizer, model.config.vocab_size)
@@ -106,7 +109,8 @@ def generate(
         room = context - past - len(ids) + 1  # the last new token is not fed back
         if room < 1:
             raise ValueError(
-                f"generate: prompt: expected at most {context - past} tokens (the model's context), got {len(ids)}"
+                f"generate: prompt: expected at most {context - past} tokens (the model's context), "
+                f"got {len(ids)}"
             )
         rows.append(
             _Row(
@@ -116,9 +120,8 @@ def generate(
                 stops=StopStrings(words),
             )
         )
-    if cache is None:
-        capacity = max(len(ids) + row.limit - 1 for ids, row in zip(prompts, rows, strict=True))
-        cache = model.new_cache(len(prompts), capacity)
+    capacity = max(len(ids) + row.limit - 1 for ids, row in zip(prompts, rows, strict=True))
+    kv = model.new_cache(len(prompts), capacity) if cache is None else cache
 
     stats = GenerationStats(prompt_tokens=sum(map(len, prompts)))
 
@@ -138,14 +141,14 @@ def generate(
         return drawn
 
     begin = time.perf_counter()
-    drawn = take(_prefill(model, prompts, cache))
+    drawn = take(_prefill(model, prompts, kv))
     stats.prefill_seconds = time.perf_counter() - begin
 
     begin = time.perf_counter()
     first = stats.new_tokens
     while running := sum(not row.reason for row in rows):
         lengths = None if running == len(rows) else [int(not row.reason) for row in rows]
-        drawn = take(model.forward(drawn[:, None], cache, lengths=lengths)[:, -1])
+        drawn = take(model.forward(drawn[:, None], kv, lengths=lengths)[:, -1])
         stats.steps += 1
         stats.sequence_steps += running
     stats.decode_seconds = time.perf_counter() - begin
@@ -169,16 +172,12 @@ def _prefill(model: Llama, prompts: list[list[int]], cache: KVCache) -> Tensor:
     return model.forward(tokens, cache, lengths=None if alike else lengths, logits_to_keep=1)[:, -1]
 
 
-def _token_lists(
-    prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor,
-    tokenizer: Tokenizer | None,
-    vocab_size: int,
-) -> list[list[int]]:
-    if isinstance(prompt, Tensor):
-        prompt = prompt.tolist()
-    several = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+def _token_lists(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
+    items: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+    if isinstance(items, str) or (len(items) > 0 and isinstance(items[0], int)):
+        items = [items]
     lists = []
-    for item in prompt if several else [prompt]:
+    for item in items:
         if isinstance(item, str):
             if tokenizer is None:
                 raise ValueError("generate: tokenizer: expected one beside a text prompt, got None")

@@ -46,8 +46,8 @@ def compare(
 ) -> Verdict:
     """The verdict on two greedy float32 runs: tokens and the logits float32 [n,V] they were chosen from.
 
-    ``exact`` is the same model in float64. A first difference is a near-tie if float64's margin there is at most
-    twice the observed error; an error above 1e-3 of the largest logit is a 'NO' by itself.
+    ``exact`` is the same model in float64. A first difference is a near-tie if float64's margin there is at
+    most twice the observed error; an error above 1e-3 of the largest logit is a 'NO' by itself.
     """
     for name, logits in (("logits_a", logits_a), ("logits_b", logits_b)):
         if logits.dtype != torch.float32:

@@ -13,8 +13,8 @@ class Sampler:
     """Filters in the order temperature, top-k, top-p, min-p, then a draw by inverse CDF in id order.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. top-p keeps the smallest
-    descending prefix with mass of at least ``top_p``; min-p keeps what has at least ``min_p`` times the largest
-    probability. Ties go to the lowest id. ``generator`` supplies the uniforms where none are given.
+    descending prefix with mass of at least ``top_p``; min-p keeps what has at least ``min_p`` times the
+    largest probability. Ties go to the lowest id. ``generator`` supplies the uniforms where none are given.
     """
 
     temperature: float = 1.0
@@ -45,7 +45,7 @@ class Sampler:
         if self.top_k:
             p = _normalised(p * _largest(p, self.top_k))
         if self.top_p < 1:
-            ordered, ids = p.sort(-1, descending=True, stable=True)
+            ordered, ids = p.sort(dim=-1, descending=True, stable=True)
             before = torch.nn.functional.pad(ordered.cumsum(-1)[:, :-1], (1, 0))
             p = _normalised(torch.zeros_like(p).scatter(-1, ids, ordered * (before < self.top_p)))
         if self.min_p:

@@ -38,14 +38,16 @@ class TensorFiles:
             raise CheckpointError(str(directory), "directory", "expected to exist, got nothing")
         index, single = self.directory / INDEX, self.directory / SINGLE
         self._files: dict[str, Any] = {}
+        self._place: dict[str, str]
         if single.exists():
             self.source = single
-            self._place = {name: SINGLE for name in self._open(SINGLE).keys()}
+            self._place = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         elif index.exists():
             self.source = index
-            self._place = read_json(index).get("weight_map", None)
-            if not isinstance(self._place, dict):
-                raise CheckpointError(str(index), "weight_map", f"expected an object, got {self._place!r}")
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise CheckpointError(str(index), "weight_map", f"expected an object, got {weight_map!r}")
+            self._place = weight_map
         else:
             raise CheckpointError(
                 str(self.directory), "weights", f"expected {SINGLE} or {INDEX}, got neither"
@@ -99,7 +101,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
-    """Writes ``model.safetensors``, or shards of at most ``max_shard_bytes`` (a tensor at least) and an index."""
+    """Writes ``model.safetensors``, or shards of about ``max_shard_bytes`` at most and an index."""
     shards: list[list[str]] = [[]]
     used = 0
     for name, tensor in tensors.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class Llama(nn.Module):
         tied = c.tie_word_embeddings
         self.lm_head = Linear(c.hidden_size, c.vocab_size, dtype=dtype, device="meta" if tied else device)
         if tied:
-            self.lm_head.weight = self.embed_tokens.weight
+            self.lm_head.weight = cast(nn.Parameter, self.embed_tokens.weight)
         self.rotary = RotaryEmbedding(c.head_dim, c.max_position_embeddings, c.rope_parameters)
 
     @property
@@ -110,7 +111,7 @@ class Llama(nn.Module):
     def _forward(
         self, tokens: Tensor, cache: KVCache | None, lengths: Sequence[int] | None, logits_to_keep: int | None
     ) -> Tensor:
-        own = self._modules
+        own: Any = self._modules
         batch, count = tokens.shape
         x = F.embedding(tokens, own["embed_tokens"].weight)
         if cache is None:
@@ -133,7 +134,7 @@ class Llama(nn.Module):
         c = self.config
         named: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed_tokens.weight}
         q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast(Iterable[DecoderLayer], self.layers)):
             attention, mlp, prefix = layer.self_attn, layer.mlp, f"model.layers.{i}."
             for linear, parts in (
                 (attention.qkv_proj, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
@@ -149,7 +150,7 @@ class Llama(nn.Module):
                     named |= {f"{prefix}{p}.{kind}": r for p, r in zip(parts, rows, strict=True)}
             named[f"{prefix}input_layernorm.weight"] = layer.input_layernorm.weight
             named[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
-            if c.qk_norm:
+            if attention.q_norm is not None and attention.k_norm is not None:
                 named[f"{prefix}self_attn.q_norm.weight"] = attention.q_norm.weight
                 named[f"{prefix}self_attn.k_norm.weight"] = attention.k_norm.weight
         named["model.norm.weight"] = self.norm.weight

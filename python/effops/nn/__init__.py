@@ -1,4 +1,4 @@
-"""Drop-in modules over ``effops.ops``: one decoder layer's worth, with torch's own path where gradients flow."""
+"""Drop-in modules over ``effops.ops``: a decoder layer's parts, with torch's own path for gradients."""
 
 from __future__ import annotations
 

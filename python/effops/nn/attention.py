@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ class Rope(NamedTuple):
 class Attention(nn.Module):
     """Causal self-attention: x [B,T,d] to [B,T,d], plus the residual.
 
-    The rows of ``qkv_proj`` are the H query heads, then the G key heads, then the G value heads. ``qk_norm_eps``
-    turns on an RMSNorm of each query and key head before the rotation. ``window`` None means every earlier key.
+    The rows of ``qkv_proj`` are the H query heads, then the G key heads, then the G value heads.
+    ``qk_norm_eps`` turns on an RMSNorm of each query and key head before the rotation. ``window`` None
+    means every earlier key.
     """
+
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
 
     def __init__(
         self,
@@ -66,8 +70,8 @@ class Attention(nn.Module):
         step: Step | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Attends to the new tokens and, with a cache, to what it holds; the new keys are written there first."""
-        own = self._modules
+        """Attends to the new tokens and, with a cache, to what it holds; new keys are written there first."""
+        own: Any = self._modules
         batch, tokens, _ = x.shape
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = own["qkv_proj"].forward(x).view(batch, tokens, self.total_heads, self.head_dim)

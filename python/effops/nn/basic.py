@@ -1,12 +1,14 @@
 """RMSNorm, Linear and the gated MLP.
 
-Weights are ordinary parameters, allocated but not filled: whoever builds a model loads or draws them. Forward
-reads them from the module's dictionaries, because attribute access through ``nn.Module`` costs half a
-microsecond each and a decode step of a small model has hundreds. For the same reason modules call each other's
-``forward`` directly, which skips module hooks.
+Weights are ordinary parameters, allocated but not filled: whoever builds a model loads or draws them.
+Forward reads them from the module's dictionaries, because attribute access through ``nn.Module`` costs half
+a microsecond each and a decode step of a small model has hundreds. For the same reason modules call each
+other's ``forward`` directly, which skips module hooks.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,8 @@ class RMSNorm(nn.Module):
         self.weight = _empty(size, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self._parameters["weight"], self.eps)
+        own: Any = self._parameters
+        return functional.rms_norm(x, own["weight"], self.eps)
 
 
 class Linear(nn.Module):
@@ -59,7 +62,7 @@ class Linear(nn.Module):
         self.register_parameter("bias", _empty(out_features, dtype=dtype, device=device) if bias else None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        own = self._parameters
+        own: Any = self._parameters
         return functional.linear(x, own["weight"], own["bias"], residual)
 
 
@@ -80,6 +83,6 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        own = self._modules
+        own: Any = self._modules
         hidden = functional.silu_mul(own["gate_up_proj"].forward(x))
         return own["down_proj"].forward(hidden, residual)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from effops.cache import LayerCache, Step
@@ -24,6 +26,6 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, cache: LayerCache | None = None, step: Step | None = None
     ) -> Tensor:
-        own = self._modules
+        own: Any = self._modules
         x = own["self_attn"].forward(own["input_layernorm"].forward(x), rope, cache, step, x)
         return own["mlp"].forward(own["post_attention_layernorm"].forward(x), x)

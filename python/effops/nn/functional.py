@@ -1,8 +1,8 @@
 """The layer functions that the modules call: our fused op, or torch's own where our op does not apply.
 
-Our layer ops have no gradient and no float64 form. So where an input requires grad (and grad mode is on), or the
-input is float64, these functions compute the same thing with torch's own operators. That choice is made here and
-nowhere else; ``effops.ops`` itself never falls back.
+Our layer ops have no gradient and no float64 form. So where an input requires grad (and grad mode is on),
+or the input is float64, these functions compute the same thing with torch's own operators. That choice is
+made here and nowhere else; ``effops.ops`` itself never falls back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    """Rotates the first R dims of x [B,T,H,D] by rows ``positions`` int32 [B,T] of cos, sin float32 [P,R/2]."""
+    """Rotates the first R dims of x [B,T,H,D]: rows ``positions`` int32 [B,T] of cos, sin float32 [P,R/2]."""
     if takes_torch_path(x):
         half = cos.shape[1]
         c, s = (table[positions].unsqueeze(2).to(x.dtype) for table in (cos, sin))

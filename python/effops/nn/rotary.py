@@ -1,7 +1,8 @@
 """Rotary position embeddings and their scalings, as Hugging Face configurations state them.
 
-``parameters`` is the ``rope_parameters`` dictionary of a configuration: ``rope_theta``, ``rope_type`` and the
-fields of that type. Frequencies and angles are formed in float32, as in the code the models were trained with.
+``parameters`` is the ``rope_parameters`` dictionary of a configuration: ``rope_theta``, ``rope_type`` and
+the fields of that type. Frequencies and angles are formed in float32, as in the code the models were
+trained with.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def inverse_frequencies(
     """
     kind = parameters.get("rope_type", "default")
     theta = float(parameters["rope_theta"])
-    factor = parameters.get("factor")
+    factor: Any = parameters.get("factor")
     trained = parameters.get("original_max_position_embeddings") or max_position_embeddings
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     if kind == "default":
@@ -42,7 +43,6 @@ def inverse_frequencies(
     if kind == "linear":
         return 1.0 / theta**exponents / factor, 1.0
     if kind == "dynamic":
-        assert factor is not None
         stretch = factor * max(length, max_position_embeddings) / max_position_embeddings - (factor - 1)
         return 1.0 / (theta * stretch ** (dim / (dim - 2))) ** exponents, 1.0
     if kind == "llama3":
@@ -71,7 +71,7 @@ def _llama3(plain: Tensor, parameters: Mapping[str, Any], trained: int) -> Tenso
 def _yarn(
     dim: int, theta: float, exponents: Tensor, factor: float, parameters: Mapping[str, Any], trained: int
 ) -> tuple[Tensor, float]:
-    """Interpolated frequencies below ``beta_slow`` turns, plain ones above ``beta_fast``, a ramp in between."""
+    """Interpolated frequencies below ``beta_slow`` turns, plain ones above ``beta_fast``, a ramp between."""
 
     def dimension_of(turns: float) -> float:
         return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -92,8 +92,8 @@ def _yarn(
 
     scale = parameters.get("attention_factor")
     if scale is None:
-        numerator, denominator = parameters.get("mscale"), parameters.get("mscale_all_dim")
-        both = bool(numerator and denominator)
+        numerator, denominator = parameters.get("mscale") or 0.0, parameters.get("mscale_all_dim") or 0.0
+        both = numerator and denominator
         scale = magnitude(numerator) / magnitude(denominator) if both else magnitude(1.0)
     return inverse, scale
 
