@@ -1,0 +1,17 @@
+"""The code model and the held-out source files that come with effops as package data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def model_dir() -> Path:
+    """Hugging Face directory of the shipped code model (config.json, model.safetensors, tokenizer.json)."""
+    return _HERE / "code-7m"
+
+
+def heldout_files() -> list[Path]:
+    """Python sources the shipped model was not trained on, sorted by name; UTF-8, each ends in `.py.txt`."""
+    return sorted((_HERE / "heldout").glob("*.py.txt"))
