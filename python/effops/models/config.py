@@ -18,6 +18,17 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
 # What a family's configuration means where the file is silent (the defaults of its Transformers class).
 _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "eos_token_id": 2},
@@ -74,11 +85,7 @@ class ModelConfig:
         self._check("ModelConfig")
 
     def _check(self, source: str) -> None:
-        sizes = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-            "num_key_value_heads head_dim max_position_embeddings"
-        )
-        for name in sizes.split():
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:
                 raise CheckpointError(source, name, f"expected a positive integer, got {value!r}")
@@ -177,10 +184,7 @@ class ModelConfig:
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
         }
-        for name in (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-            "num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings"
-        ).split():
+        for name in (*_SIZES, "rms_norm_eps", "tie_word_embeddings"):
             raw[name] = getattr(self, name)
         if self.model_type in ("llama", "qwen3"):
             raw["attention_bias"] = self.attention_bias

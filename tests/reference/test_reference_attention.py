@@ -28,7 +28,7 @@ def tensors(batch=2, q_len=3, capacity=7, heads=4, kv_heads=2, dim=8, v_dim=6, d
 
 def loop_attention(q, k, v, kv_lens, kv_starts, allowed, sinks, softcap, scale):
     """One query, one head, one key at a time, in Python floats."""
-    batch, q_len, heads, dim = q.shape
+    batch, q_len, heads = q.shape[:3]
     group = heads // k.shape[2]
     out = torch.zeros(batch, q_len, heads, v.shape[3], dtype=DOUBLE)
     lse = torch.full((batch, q_len, heads), -math.inf, dtype=DOUBLE)
