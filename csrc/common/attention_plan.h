@@ -1,0 +1,71 @@
+// The schedule of one attention call: pure arithmetic on shapes, printable, without a device.
+// Sizes are fixed rather than fitted to the batch or the threads, so that a sequence's result does
+// not depend on what it is computed beside.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/attention_problem.h"
+
+namespace effops {
+
+inline constexpr int64_t kTileKeys = 64;        // keys a tile
+inline constexpr int64_t kStreamRows = 16;      // up to here the streaming loop, beyond it the GEMM-shaped one
+inline constexpr int64_t kBlockRows = 96;       // rows of a GEMM-shaped block
+inline constexpr int64_t kStreamSplit = 16;     // tiles a split of a streaming task
+inline constexpr int64_t kBlockSplit = 64;      // tiles a split of a GEMM-shaped task, while blocks are few
+inline constexpr int64_t kSplitRows = 512;      // more rows than this are parallel enough without splits
+inline constexpr int64_t kSerialWork = 1 << 16; // multiplications below which threads cost more than they give
+
+// The visited keys of a row block, cut into tiles: at most two intervals (sinks, then the rest).
+struct TileList {
+  int64_t begin[2] = {0, 0}, end[2] = {0, 0};
+
+  static TileList of(const Visibility& see, int64_t first_position, int64_t last_position) {
+    TileList t;
+    const int64_t lo = see.begin_at(first_position);
+    const int64_t hi = see.end_at(last_position);
+    const int64_t sinks = std::min(see.sinks_end, hi);
+    const bool has_sinks = see.window != 0 && sinks > see.start;
+    if (has_sinks && lo > sinks) {
+      t.begin[0] = see.start;
+      t.end[0] = sinks;
+      t.begin[1] = lo;
+    } else {
+      t.begin[1] = has_sinks ? see.start : lo;
+    }
+    t.end[1] = std::max(hi, t.begin[1]);
+    return t;
+  }
+  static int64_t tiles_in(int64_t begin, int64_t end) { return (end - begin + kTileKeys - 1) / kTileKeys; }
+  int64_t count() const { return tiles_in(begin[0], end[0]) + tiles_in(begin[1], end[1]); }
+  void tile(int64_t i, int64_t& first, int64_t& keys) const {
+    const int64_t head = tiles_in(begin[0], end[0]);
+    const int part = i < head ? 0 : 1;
+    first = begin[part] + (part ? i - head : i) * kTileKeys;
+    keys = std::min(kTileKeys, end[part] - first);
+  }
+};
+
+struct AttentionTask {  // rows [row_begin, row_end) of (sequence, KV head) against tiles [first_tile, last_tile)
+  int64_t sequence, kv_head, row_begin, row_end, first_tile, last_tile;
+  int32_t splits;
+  int64_t partial;  // first row of this split's partial result; -1 writes the output directly
+};
+
+struct AttentionPlan {
+  std::vector<AttentionTask> tasks;
+  int64_t partial_rows = 0;     // rows of workspace for partial results
+  int64_t multiplications = 0;  // of both products
+};
+
+inline bool streams(int64_t rows) { return rows <= kStreamRows; }
+
+AttentionPlan plan_attention(const AttentionProblem& p);
+
+// Human-readable schedule of a dense batch.
+std::string explain_attention(const AttentionProblem& p, const char* isa);
+
+}  // namespace effops

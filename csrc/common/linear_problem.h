@@ -1,0 +1,22 @@
+// A linear layer of few rows, free of torch. Strides are in elements; `y` is contiguous.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace effops {
+
+inline constexpr int64_t kLinearRows = 16;          // more rows go to torch's GEMM
+inline constexpr int64_t kLinearPiece = 64;         // output features a task
+inline constexpr int64_t kLinearSerial = 1 << 17;   // multiplications below which threads cost more than they give
+
+struct LinearProblem {
+  DType dtype = DType::f32;
+  int64_t rows = 0, in = 0, out = 0;
+  const char *x = nullptr, *weight = nullptr, *bias = nullptr, *residual = nullptr;
+  int64_t x_row = 0, x_stride = 1, weight_row = 0, residual_row = 0;
+  char* y = nullptr;
+};
+
+}  // namespace effops

@@ -1,0 +1,249 @@
+// The streaming loop: few query rows against many keys, at memory speed. Rows go in groups of
+// MR = 4, 2 or 1; scores lie key-major with the group's rows side by side ([key][MR]), so that one
+// vector holds width / MR keys and every lane's row is lane % MR.
+#pragma once
+
+#include "common/scratch.h"
+#include "cpu/attention/rows.h"
+#include "cpu/attention/tile.h"
+#include "cpu/gemv/dot_rows.h"
+
+namespace effops::cpu::EFFOPS_ISA {
+
+// scores[j][m] = <k_j, q_m>. The last vector repeats the last key.
+template <class T, int MR, class P = product_of<T>, class V = vec_of<T>>
+void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, typename P::C* scores) {
+  constexpr int NK = kDotRows<V, MR>;
+  for (int64_t j = 0; j < k.keys; j += NK) {
+    const T* row[NK];
+    for (int i = 0; i < NK; ++i) row[i] = k.data + std::min(j + i, k.keys - 1) * k.stride;
+    dot_rows<P, T, MR>(row, dim, kTileKeys * k.stride, q).store(scores + j * MR);
+  }
+}
+
+// o[chunk][m] = o * alpha[m] + sum_j p[j][m] v_j for the ND chunks from column `at`.
+template <class T, int MR, int ND, class P, class Load>
+inline void stream_values_by(const Tile<T>& v, int64_t at, const typename P::Unit* p, const typename P::C* alpha,
+                             typename P::C* o, Load load) {
+  using V = vec_of<T>;
+  constexpr int W = P::W, kChunk = P::kChunk;
+  V acc[ND][MR][2];
+  typename P::C* const oc = o + at * MR;
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d)
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+      for (int h = 0; h < 2; ++h) acc[d][m][h] = V::load(oc + ((d * MR + m) * 2 + h) * W) * V::set1(alpha[m]);
+  const T* row = v.data + at;
+  int64_t j = 0;
+  auto step = [&](const T* second_row) {
+#pragma GCC unroll 8
+    for (int d = 0; d < ND; ++d) {
+      const auto x = load(row + d * kChunk);
+      typename P::Chunk y{};
+      if constexpr (P::kPack == 2) {
+        if (second_row != nullptr) y = load(second_row + d * kChunk);
+      }
+      const auto pair = P::pack_rows(x, y);
+      const V low = P::load_units(reinterpret_cast<const typename P::Unit*>(&pair.a));
+      const V high = P::load_units(reinterpret_cast<const typename P::Unit*>(&pair.b));
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        const V w = P::broadcast(p + j / P::kPack * MR + m);
+        acc[d][m][0] = P::multiply_add(low, w, acc[d][m][0]);
+        acc[d][m][1] = P::multiply_add(high, w, acc[d][m][1]);
+      }
+    }
+  };
+  for (; j + P::kPack <= v.keys; j += P::kPack, row += P::kPack * v.stride) step(row + v.stride);
+  if (j < v.keys) step(nullptr);
+#pragma GCC unroll 8
+  for (int d = 0; d < ND; ++d)
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+      for (int h = 0; h < 2; ++h) acc[d][m][h].store(oc + ((d * MR + m) * 2 + h) * W);
+}
+
+template <class T, int MR, class P = product_of<T>>
+void stream_values(const Tile<T>& v, int64_t dim, const typename P::Unit* p, const typename P::C* alpha,
+                   typename P::C* o) {
+  constexpr int kChunk = P::kChunk, ND = P::W == 16 ? (MR == 4 ? 2 : 4) : 1;
+  const int64_t ahead = kTileKeys * v.stride;
+  auto whole = [&](const T* from) {
+#pragma GCC unroll 2
+    for (size_t line = 0; line < kChunk * sizeof(T); line += 64)
+      prefetch(reinterpret_cast<const char*>(from + ahead) + line);
+    return P::load(from);
+  };
+  int64_t at = 0;
+  for (; at + ND * kChunk <= dim; at += ND * kChunk) stream_values_by<T, MR, ND, P>(v, at, p, alpha, o, whole);
+  if constexpr (ND > 1)
+    for (; at + kChunk <= dim; at += kChunk) stream_values_by<T, MR, 1, P>(v, at, p, alpha, o, whole);
+  if (at < dim)
+    stream_values_by<T, MR, 1, P>(v, at, p, alpha, o,
+                                  [&](const T* from) { return P::load_n(from, static_cast<int>(dim - at)); });
+}
+
+// A group of up to MR rows: queries, running state, output, in the loop's layouts.
+template <class P>
+struct StreamGroup {
+  using C = typename P::C;
+  int64_t row = 0, rows = 0;  // rows <= mr; the rest is padding
+  int mr = 1;
+  typename P::Element* q = nullptr;
+  C *o = nullptr, *scores = nullptr, *state = nullptr;  // state: m then l, one vector each
+  typename P::Unit* p = nullptr;
+  C alpha[4] = {0, 0, 0, 0};
+};
+
+// Online softmax of one tile: masked scores to units of probability relative to the running
+// maximum. m and l are vectors whose lane i belongs to row i % MR; l is summed over lanes at the end.
+template <class T, int MR, class P = product_of<T>>
+void stream_softmax(StreamGroup<P>& g, int64_t keys) {
+  using V = vec_of<T>;
+  using C = typename P::C;
+  constexpr int W = V::width;
+  const int64_t lanes_used = (keys * MR + W - 1) / W * W;
+  V m = V::load(g.state), l = V::load(g.state + W), top = m;
+  for (int64_t i = 0; i < lanes_used; i += W) top = max(top, V::load(g.scores + i));
+  top = V::template fold_max<MR>(top);
+  const V base = where_less(V::set1(kNegInf<C>), top, top, V::zero());
+  const V shrink = exp(m - base);
+  l = l * shrink;
+  for (int64_t i = 0; i < lanes_used; i += W) {
+    const V x = exp(V::load(g.scores + i) - base);
+    l = l + x;
+    P::template store_units<MR>(x, g.p + i / P::kPack);
+  }
+  top.store(g.state);
+  l.store(g.state + W);
+  C lanes[W];
+  shrink.store(lanes);
+  for (int i = 0; i < MR; ++i) g.alpha[i] = lanes[i];
+}
+
+template <class T>
+class StreamTask {
+  using P = product_of<T>;
+  using V = vec_of<T>;
+  using C = typename P::C;
+  static constexpr int W = V::width;
+
+ public:
+  StreamTask(const AttentionProblem& p, const AttentionTask& task, C* partials)
+      : p_(p), task_(task), rows_(p, task), partials_(partials) {}
+
+  void run() {
+    T *k_stage, *v_stage;
+    C* row_buffer;
+    Carver measure;
+    carve(measure, k_stage, v_stage, row_buffer);
+    Carver carver(thread_scratch(Scratch::task, measure.used()));
+    carve(carver, k_stage, v_stage, row_buffer);
+
+    const Visibility see = visibility_of(p_, rows_.s, rows_.kv_head);
+    const TileList tiles = TileList::of(see, rows_.position(task_.row_begin), rows_.position(task_.row_end - 1));
+    const TileSource<T> k(p_.k, rows_.sequence, rows_.s.k_begin, rows_.kv_head, p_.head_dim, k_stage);
+    const TileSource<T> v(p_.v, rows_.sequence, rows_.s.k_begin, rows_.kv_head, p_.v_dim, v_stage);
+    for (int i = 0; i < groups_; ++i) by_mr(group_[i], [&](auto mr) { this->template begin<mr()>(group_[i]); });
+    for (int64_t t = task_.first_tile; t < std::min(tiles.count(), task_.last_tile); ++t) {
+      int64_t first, keys;
+      tiles.tile(t, first, keys);
+      const Tile<T> kt = k.load(first, keys);
+      for (int i = 0; i < groups_; ++i)
+        by_mr(group_[i], [&](auto mr) { this->template score<mr()>(group_[i], see, kt, first); });
+      const Tile<T> vt = v.load(first, keys);
+      for (int i = 0; i < groups_; ++i)
+        by_mr(group_[i], [&](auto mr) {
+          stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o);
+        });
+    }
+    for (int i = 0; i < groups_; ++i)
+      by_mr(group_[i], [&](auto mr) { this->template end<mr()>(group_[i], row_buffer); });
+  }
+
+ private:
+  template <int N>
+  using Int = std::integral_constant<int, N>;
+
+  template <class F>
+  static void by_mr(const StreamGroup<P>& g, F&& f) {
+    if (g.mr == 4) return f(Int<4>());
+    if (g.mr == 2) return f(Int<2>());
+    f(Int<1>());
+  }
+
+  static int64_t padded(int64_t dim) { return (dim + P::kChunk - 1) / P::kChunk * P::kChunk; }
+
+  void carve(Carver& c, T*& k_stage, T*& v_stage, C*& row_buffer) {
+    k_stage = c.take<T>(p_.k.dim == 1 ? 0 : kTileKeys * p_.head_dim);
+    v_stage = c.take<T>(p_.v.dim == 1 ? 0 : kTileKeys * p_.v_dim);
+    row_buffer = c.take<C>(padded(p_.v_dim));
+    groups_ = 0;
+    for (int64_t row = task_.row_begin; row < task_.row_end;) {
+      StreamGroup<P>& g = group_[groups_++];
+      const int64_t left = task_.row_end - row;
+      g.row = row;
+      g.mr = left >= 3 ? 4 : int(left);
+      g.rows = std::min<int64_t>(left, g.mr);
+      g.q = c.take<typename P::Element>(padded(p_.head_dim) * g.mr);
+      g.o = c.take<C>(padded(p_.v_dim) * g.mr);
+      g.scores = c.take<C>((kTileKeys + W) * g.mr);
+      g.p = c.take<typename P::Unit>((kTileKeys + W) * g.mr);
+      g.state = c.take<C>(2 * W);
+      row += g.rows;
+    }
+  }
+
+  template <int MR>
+  void begin(StreamGroup<P>& g) {
+    for (int m = 0; m < MR; ++m) {  // padding rows repeat the last one
+      const int64_t row = g.row + std::min<int64_t>(m, g.rows - 1);
+      place_query<P, T, MR>(rows_.at(p_.q, row), p_.q.dim, p_.head_dim, m, g.q);
+    }
+    std::fill(g.o, g.o + padded(p_.v_dim) * MR, C(0));
+    V::set1(kNegInf<C>).store(g.state);
+    V::zero().store(g.state + W);
+  }
+
+  template <int MR>
+  void score(StreamGroup<P>& g, const Visibility& see, const Tile<T>& kt, int64_t first) {
+    const int64_t keys = kt.keys;
+    stream_scores<T, MR>(kt, p_.head_dim, g.q, g.scores);
+    scale_scores<V>(p_, keys * MR, g.scores);
+    for (int64_t i = keys * MR; i % W != 0; ++i) g.scores[i] = kNegInf<C>;
+    if (!tile_is_full(rows_, see, g.row, g.row + g.rows, first, keys)) {
+      for (int m = 0; m < MR; ++m) {
+        const int64_t row = g.row + std::min<int64_t>(m, g.rows - 1);
+        mask_row(see, rows_.position(row), first, keys, g.scores + m, MR);
+      }
+    }
+    stream_softmax<T, MR>(g, keys);
+  }
+
+  template <int MR>
+  void end(StreamGroup<P>& g, C* row_buffer) {
+    C m[W], l[W];
+    V::load(g.state).store(m);
+    V::template fold_add<MR>(V::load(g.state + W)).store(l);
+    for (int i = 0; i < g.rows; ++i) {
+      for (int64_t at = 0; at < p_.v_dim; at += P::kChunk) {
+        const C* from = g.o + at * MR + i * P::kChunk;
+        V low = V::load(from), high = V::load(from + W);
+        P::restore(low, high);
+        low.store(row_buffer + at);
+        high.store(row_buffer + at + W);
+      }
+      finish_or_keep<T>(p_, task_, rows_, partials_, g.row + i, row_buffer, m[i], l[i]);
+    }
+  }
+
+  const AttentionProblem& p_;
+  const AttentionTask& task_;
+  Rows<T> rows_;
+  C* partials_;
+  int groups_ = 0;
+  StreamGroup<P> group_[kStreamRows];
+};
+
+}  // namespace effops::cpu::EFFOPS_ISA

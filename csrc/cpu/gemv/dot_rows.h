@@ -1,0 +1,67 @@
+// Inner products of many long-lived rows (keys, weights) with a few vectors, at memory speed.
+#pragma once
+
+#include "cpu/simd/product.h"
+
+namespace effops::cpu::EFFOPS_ISA {
+
+// Rows are taken W / MR at a time, so that one reduction fills a vector: result [row][MR].
+template <class V, int MR>
+inline constexpr int kDotRows = V::width / MR;
+
+// Rows [0, kDotRows) at row[i], `dim` elements each; x is [chunk][MR][kChunk] in P::Element, zero
+// beyond dim. `ahead` is the distance, in elements, of the prefetch.
+template <class P, class T, int MR, class V = vec_of<T>>
+inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, int64_t ahead, const typename P::Element* x) {
+  constexpr int NK = kDotRows<V, MR>, kChunk = P::kChunk;
+  V acc[V::width];
+#pragma GCC unroll 16
+  for (int i = 0; i < V::width; ++i) acc[i] = V::zero();
+  auto step = [&](int64_t at, auto load) {
+    if constexpr (NK < MR) {
+      typename P::Chunk r[NK];
+#pragma GCC unroll 16
+      for (int i = 0; i < NK; ++i) r[i] = load(row[i] + at);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        const auto y = P::load_query(x + at * MR + m * kChunk);
+#pragma GCC unroll 16
+        for (int i = 0; i < NK; ++i) acc[i * MR + m] = P::dot(acc[i * MR + m], r[i], y);
+      }
+    } else {
+      typename P::Chunk y[MR];
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) y[m] = P::load_query(x + at * MR + m * kChunk);
+#pragma GCC unroll 16
+      for (int i = 0; i < NK; ++i) {
+        const auto r = load(row[i] + at);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) acc[i * MR + m] = P::dot(acc[i * MR + m], r, y[m]);
+      }
+    }
+  };
+  int64_t at = 0;
+  for (; at + kChunk <= dim; at += kChunk)
+    step(at, [&](const T* p) {
+#pragma GCC unroll 2
+      for (size_t line = 0; line < kChunk * sizeof(T); line += 64)
+        prefetch(reinterpret_cast<const char*>(p + ahead) + line);
+      return P::load(p);
+    });
+  if (at < dim) step(at, [&](const T* p) { return P::load_n(p, static_cast<int>(dim - at)); });
+  return V::reduce_add_each(acc);
+}
+
+// A vector in the layout dot_rows reads: vector m of MR, chunk by chunk.
+template <class P, class T, int MR>
+void place_query(const T* from, int64_t stride, int64_t dim, int m, typename P::Element* x) {
+  constexpr int kChunk = P::kChunk;
+  for (int64_t at = 0; at < dim; at += kChunk) {
+    typename P::Element* to = x + at * MR + m * kChunk;
+    const int64_t n = dim - at < kChunk ? dim - at : int64_t(kChunk);
+    for (int64_t i = 0; i < n; ++i) to[i] = P::element(from[(at + i) * stride]);
+    for (int64_t i = n; i < kChunk; ++i) to[i] = P::element(T{});
+  }
+}
+
+}  // namespace effops::cpu::EFFOPS_ISA

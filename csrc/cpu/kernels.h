@@ -1,0 +1,24 @@
+// The kernels of one instruction set, as a table. Built once an instruction set, chosen at run time.
+#pragma once
+
+#include "common/attention_problem.h"
+#include "common/layer_problem.h"
+#include "common/linear_problem.h"
+#include "common/parallel.h"
+
+namespace effops::cpu {
+
+struct Kernels {
+  void (*attention)(const AttentionProblem&, const Parallel&);
+  void (*attention_backward)(const AttentionProblem&, const AttentionGradients&, const Parallel&);
+  void (*merge_states)(const MergeProblem&, const Parallel&);
+  void (*linear)(const LinearProblem&, const Parallel&);
+  void (*rms_norm)(const RmsNormProblem&, const Parallel&);
+  void (*rotary)(const RotaryProblem&, const Parallel&);
+  void (*silu_mul)(const SiluMulProblem&, const Parallel&);
+};
+
+// The table of the instruction set in use (see isa.h).
+const Kernels& kernels();
+
+}  // namespace effops::cpu

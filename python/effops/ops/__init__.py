@@ -1,0 +1,18 @@
+"""The ops: thin functions over ``torch.ops.effops``. Their meaning is :mod:`effops.reference`."""
+
+from effops.ops.attention import append_kv, attention, merge_states, varlen_attention
+from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
+from effops.ops.layer import rms_norm, rotary, silu_mul
+
+__all__ = [
+    "PackedWeight",
+    "append_kv",
+    "attention",
+    "merge_states",
+    "pack_weight",
+    "packed_linear",
+    "rms_norm",
+    "rotary",
+    "silu_mul",
+    "varlen_attention",
+]

@@ -1,0 +1,210 @@
+"""Fake kernels, autograd and refusals of all ops: the one place where they are registered.
+
+The kernels and schemas are C++ (``csrc/ops``). Python kernels at the autograd keys cost microseconds, so the
+public functions step below them (``_call.below_autograd``) whenever no gradient can flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("effops", "IMPL")
+
+
+# ---- fake kernels: shapes and dtypes only --------------------------------------------------------
+
+
+def _lse_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("effops::attention")
+def _attention_fake(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=_lse_dtype(q))
+
+
+@torch.library.register_fake("effops::varlen_attention")
+def _varlen_attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **_: Any
+) -> tuple[Tensor, Tensor]:
+    return _attention_fake(q, k, v)
+
+
+@torch.library.register_fake("effops::attention_backward")
+def _attention_backward_fake(
+    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sinks = q.new_empty((q.shape[0] if options.get("sink_logits") is not None else 0, q.shape[-2]), dtype=_lse_dtype(q))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
+
+
+@torch.library.register_fake("effops::varlen_attention_backward")
+def _varlen_attention_backward_fake(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = cu_seqlens_q.shape[0] - 1 if options.get("sink_logits") is not None else 0
+    sinks = q.new_empty((batch, q.shape[-2]), dtype=_lse_dtype(q))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
+
+
+@torch.library.register_fake("effops::merge_states")
+def _merge_states_fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+
+
+@torch.library.register_fake("effops::append_kv")
+def _append_kv_fake(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("effops::packed_linear")
+def _packed_linear_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("effops::rms_norm")
+def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("effops::rotary")
+def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("effops::silu_mul")
+def _silu_mul_fake(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+# ---- autograd ------------------------------------------------------------------------------------
+
+
+def _needs_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
+    )
+
+
+class _Attention(torch.autograd.Function):
+    """Both attention ops. ``keywords`` holds the options; those that are tensors come again, as inputs, after the
+    positional ones, so that autograd sees them."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, positional: int, keywords: dict[str, Any], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = getattr(torch.ops.effops, name)(*tensors[:positional], **keywords)
+        ctx.name, ctx.positional = name, positional
+        ctx.tensor_names = [k for k, x in keywords.items() if isinstance(x, Tensor)]
+        ctx.options = {k: x for k, x in keywords.items() if k not in ctx.tensor_names}
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, out, lse)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, out, lse = ctx.saved_tensors
+        inputs, named = tensors[: ctx.positional], dict(zip(ctx.tensor_names, tensors[ctx.positional :], strict=True))
+        options = {k: x for k, x in ctx.options.items() if k not in ("max_q_len", "max_kv_len")} | named
+        if d_out is None:
+            d_out = torch.zeros_like(out)
+        op = getattr(torch.ops.effops, f"{ctx.name}_backward")
+        dq, dk, dv, d_sinks = op(d_out, d_lse, *inputs[:3], out, lse, *inputs[3:], **options)
+        by_name = {"sink_logits": d_sinks.sum(0).float()} if "sink_logits" in named else {}
+        return None, None, None, dq, dk, dv, *[None] * (len(inputs) - 3), *[by_name.get(k) for k in ctx.tensor_names]
+
+
+def _attention_autograd(name: str) -> Callable[..., Any]:
+    op = getattr(torch.ops.effops, name).default
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if not _needs_grad(args, kwargs):
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args, **kwargs)
+        return _Attention.apply(name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)])
+
+    return kernel
+
+
+class _MergeStates(torch.autograd.Function):
+    """out = sum_p w_p out_p with w_p = exp(lse_p - lse), lse = log sum_p exp(lse_p)."""
+
+    @staticmethod
+    def forward(ctx: Any, outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = torch.ops.effops.merge_states(outs, lses)
+        ctx.save_for_backward(outs, lses, out, lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
+        outs, lses, out, lse = ctx.saved_tensors
+        weights = torch.where(lses.isneginf(), 0.0, (lses - torch.where(lse.isneginf(), 0.0, lse)).exp())
+        d_outs, d_lses = torch.zeros_like(outs), torch.zeros_like(lses)
+        if d_out is not None:
+            d_outs = (weights.unsqueeze(-1) * d_out).to(outs.dtype)
+            d_lses = weights * ((outs - out).to(lses.dtype) * d_out.to(lses.dtype)).sum(-1)
+        if d_lse is not None:
+            d_lses = d_lses + weights * d_lse
+        return d_outs, d_lses
+
+
+def _merge_states_autograd(outs: Tensor, lses: Tensor) -> Any:
+    if _needs_grad((outs, lses), {}):
+        return _MergeStates.apply(outs, lses)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.effops.merge_states.default(outs, lses)
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    op = getattr(torch.ops.effops, name).default
+    arguments = [a.name for a in op._schema.arguments]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if _needs_grad(args, kwargs):
+            named = dict(zip(arguments, args, strict=False)) | kwargs
+            culprit = next(k for k, x in named.items() if isinstance(x, Tensor) and x.requires_grad)
+            raise RuntimeError(
+                f"{name}: {culprit}: expected a tensor that does not require grad, got one that does "
+                f"({name} has no gradient: use torch.no_grad(), or the reference)"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args, **kwargs)
+
+    return kernel
+
+
+def _append_kv_versions(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    torch.autograd.graph.increment_version((k_cache, v_cache))
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        torch.ops.effops.append_kv.default(k_cache, v_cache, k, v, slots)
+
+
+WITHOUT_GRADIENT = (
+    "append_kv", "attention_backward", "packed_linear", "rms_norm", "rotary", "silu_mul", "varlen_attention_backward",
+)  # fmt: skip
+
+for _name in ("attention", "varlen_attention"):
+    _library.impl(_name, _attention_autograd(_name), "Autograd")
+_library.impl("merge_states", _merge_states_autograd, "Autograd")
+for _name in WITHOUT_GRADIENT:
+    _library.impl(_name, _refusal(_name), "Autograd")
+_library.impl("append_kv", _append_kv_versions, "ADInplaceOrView")
