@@ -104,7 +104,7 @@ def generate(
     if len(held) != len(prompts):
         raise ValueError(f"generate: cache: expected one of batch size {len(prompts)}, got {len(held)}")
     rows = []
-    context = model.config.max_position_embeddings
+    context = model.config.context_length
     for past, ids in zip(held, prompts, strict=True):
         room = context - past - len(ids) + 1  # the last new token is not fed back
         if room < 1:
@@ -174,7 +174,7 @@ def _prefill(model: Llama, prompts: list[list[int]], cache: KVCache) -> Tensor:
 
 def _token_lists(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     items: Any = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if isinstance(items, str) or (len(items) > 0 and isinstance(items[0], int)):
+    if isinstance(items, str) or len(items) == 0 or isinstance(items[0], int):
         items = [items]
     lists = []
     for item in items:

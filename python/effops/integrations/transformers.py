@@ -11,7 +11,7 @@ tensor; masks that have no such description are refused when the model builds th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,6 @@ except ImportError:
 NAME = "effops"
 
 
-class Mask(NamedTuple):
-    """What a model's attention layers may see: the options of ``ops.attention``."""
-
-    causal: bool
-    window: int | None
-    kv_starts: Tensor | None
-    kv_lens: Tensor | None
-
-
 def register() -> None:
     """Makes ``attn_implementation="effops"`` known to Transformers; calling it again changes nothing."""
     AttentionInterface.register(NAME, attention_forward)
@@ -56,36 +47,35 @@ def describe_mask(
     attention_mask: Tensor | None = None,
     device: torch.device | str = "cpu",
     **_: Any,
-) -> Mask:
-    """The ``Mask`` of a mask function and a padding mask bool [B,S]; called once a forward pass by the model.
+) -> Tensor:
+    """Describes a mask function and a padding mask bool [B,S]; called once a forward pass by the model.
 
-    Padding may stand on the left, or on the right of whole sequences (whose padded rows are then
-    unspecified).
+    Returns int32 [B,1,1,4]: first key, number of keys, 1 if causal, window (0 for none). Four dimensions,
+    so that Transformers hands it to the layers as it is. Padding may stand on the left, or on the right of
+    whole sequences, whose padded rows are then unspecified.
     """
     causal, window = _rule_of(mask_function)
-    end = int(q_offset) + q_length - int(kv_offset) if causal else kv_length
+    first, past = int(kv_offset), int(q_offset) + q_length if causal else int(kv_offset) + kv_length
+    end = past - first
     if not 0 <= end <= kv_length:
         raise ValueError(
             f"effops: mask: expected the queries to end within {kv_length} keys, got {end} "
-            f"(q_offset {int(q_offset)}, q_length {q_length}, kv_offset {int(kv_offset)})"
+            f"(q_offset {int(q_offset)}, q_length {q_length}, kv_offset {first})"
         )
-    kv_lens = None
-    if end < kv_length:  # a preallocated cache
-        kv_lens = torch.full((batch_size,), end, dtype=torch.int32, device=device)
-    kv_starts = None
+    described = torch.tensor([0, end, int(causal), window], dtype=torch.int32, device=device)
+    described = described.repeat(batch_size, 1, 1, 1)
     if attention_mask is not None:
-        kv_starts = _left_padding(attention_mask, int(kv_offset) + end, whole=q_length == end, causal=causal)
-        if kv_starts is not None:
-            kv_starts = (kv_starts - int(kv_offset)).clamp(min=0).to(torch.int32)
-    return Mask(causal, window, kv_starts, kv_lens)
+        starts = _left_padding(attention_mask, past, whole=q_length == past, causal=causal)
+        described[:, 0, 0, 0] = (starts - first).clamp(min=0)
+    return described
 
 
-def _rule_of(mask_function: Callable[..., Any]) -> tuple[bool, int | None]:
+def _rule_of(mask_function: Callable[..., Any]) -> tuple[bool, int]:
     """Whether a mask function is causal, and its window, by looking at how Transformers composed it."""
     if mask_function is causal_mask_function:
-        return True, None
+        return True, 0
     if mask_function is bidirectional_mask_function:
-        return False, None
+        return False, 0
     parts = _closed_over(mask_function, "mask_functions")
     if parts is not None and len(parts) == 2 and parts[1] is causal_mask_function:
         window = _closed_over(parts[0], "sliding_window")
@@ -105,11 +95,9 @@ def _closed_over(function: Callable[..., Any], variable: str) -> Any:
     return (function.__closure__ or ())[code.co_freevars.index(variable)].cell_contents
 
 
-def _left_padding(attention_mask: Tensor, end: int, *, whole: bool, causal: bool) -> Tensor | None:
-    """First real token of each row of a padding mask [B,S], int64 [B]; None where nothing is padded."""
+def _left_padding(attention_mask: Tensor, end: int, *, whole: bool, causal: bool) -> Tensor:
+    """First real token of each row of a padding mask [B,S], int64 [B]."""
     real = attention_mask[:, :end].bool()
-    if real.shape[1] == end and bool(real.all()):
-        return None
     place = torch.arange(real.shape[1], device=real.device)
     first = torch.where(real, place, end).amin(-1)
     past = torch.where(real, place + 1, first[:, None]).amax(-1)
@@ -125,7 +113,7 @@ def attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Mask | Tensor | None,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -141,28 +129,31 @@ def attention_forward(
     if dropout:
         raise ValueError(f"effops: dropout: expected 0, got {dropout}")
     for name in ("output_attentions", "head_mask", "position_bias", "cache"):
-        if kwargs.get(name) not in (None, False):
-            raise ValueError(f"effops: {name}: expected None, got {type(kwargs[name]).__name__}")
+        given = kwargs.get(name)
+        if given is not None and given is not False:
+            raise ValueError(f"effops: {name}: expected None, got {type(given).__name__}")
+    window = sliding_window or 0
+    kv_starts = kv_lens = None
     if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        attention_mask = Mask(bool(causal), sliding_window, None, None)
-    if not isinstance(attention_mask, Mask):
+    elif attention_mask.dtype == torch.int32:
+        kv_starts, kv_lens = attention_mask[:, 0, 0, 0], attention_mask[:, 0, 0, 1]
+        causal, described = attention_mask[0, 0, 0, 2:].tolist()
+        if described != window:
+            raise ValueError(f"effops: sliding_window: expected the mask's {described}, got {window}")
+    else:
         raise ValueError(
             "effops: attention_mask: expected a padding mask of shape [batch, tokens], "
             f"got a dense mask of shape {list(attention_mask.shape)}"
-        )
-    if sliding_window != attention_mask.window:
-        raise ValueError(
-            f"effops: sliding_window: expected the mask's {attention_mask.window}, got {sliding_window}"
         )
     out = ops.attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        kv_lens=attention_mask.kv_lens,
-        kv_starts=attention_mask.kv_starts,
-        causal=attention_mask.causal,
-        window=attention_mask.window,
+        kv_lens=kv_lens,
+        kv_starts=kv_starts,
+        causal=bool(causal),
+        window=window,
         softcap=softcap or 0.0,
         scale=scaling,
         sink_logits=None if s_aux is None else s_aux.float(),

@@ -80,11 +80,19 @@ class ModelConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if not self.windows:
-            self.windows = (None,) * self.num_hidden_layers
-        self._check("ModelConfig")
+        self._complete("ModelConfig")
 
-    def _check(self, source: str) -> None:
+    @property
+    def context_length(self) -> int:
+        """Tokens that a sequence may have: dynamic and yarn scaling reach past the trained positions."""
+        rope, longest = self.rope_parameters, self.max_position_embeddings
+        if rope["rope_type"] == "dynamic":
+            return int(longest * rope["factor"])
+        if rope["rope_type"] == "yarn" and rope.get("factor"):
+            return max(longest, int(rope.get("original_max_position_embeddings", longest) * rope["factor"]))
+        return longest
+
+    def _complete(self, source: str) -> None:
         for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:
@@ -96,6 +104,7 @@ class ModelConfig:
                 f"expected a multiple of num_key_value_heads ({self.num_key_value_heads}), "
                 f"got {self.num_attention_heads}",
             )
+        self.windows = self.windows or (None,) * self.num_hidden_layers
         if len(self.windows) != self.num_hidden_layers:
             raise CheckpointError(
                 source, "layer_types", f"expected {self.num_hidden_layers} entries, got {len(self.windows)}"
