@@ -27,7 +27,8 @@ inline __m512 reduce_each(const __m512 (&a)[16]) {
   for (int i = 0; i < 8; ++i)
     s[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
   for (int i = 0; i < 4; ++i)
-    t[i] = _mm512_add_ps(_mm512_shuffle_ps(s[2 * i], s[2 * i + 1], 0x44), _mm512_shuffle_ps(s[2 * i], s[2 * i + 1], 0xee));
+    t[i] =
+        _mm512_add_ps(_mm512_shuffle_ps(s[2 * i], s[2 * i + 1], 0x44), _mm512_shuffle_ps(s[2 * i], s[2 * i + 1], 0xee));
   for (int i = 0; i < 2; ++i)
     u[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
                          _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
@@ -125,7 +126,8 @@ void split(const u16* q, const u16* k, const u16* v, int64_t n, Partial& out) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
           for (int h = 0; h < 2; ++h)
-            acc[d][r][h] = _mm512_mul_ps(_mm512_load_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16), _mm512_set1_ps(alpha[r]));
+            acc[d][r][h] =
+                _mm512_mul_ps(_mm512_load_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16), _mm512_set1_ps(alpha[r]));
       const u16* row = v + first * D + c;
       for (int j = 0; j < keys; j += 2, row += 2 * D) {
 #pragma GCC unroll 2

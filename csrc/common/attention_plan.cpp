@@ -19,7 +19,8 @@ AttentionPlan plan_attention(const AttentionProblem& p) {
         const int64_t tiles = TileList::of(see, s.position(row / group), s.position((end - 1) / group)).count();
         const int64_t splits = tiles <= split ? 1 : (tiles + split - 1) / split;
         for (int64_t i = 0; i < splits; ++i) {
-          const int64_t first = splits == 1 ? 0 : i * split, last = splits == 1 ? tiles : std::min(tiles, first + split);
+          const int64_t first = splits == 1 ? 0 : i * split,
+                        last = splits == 1 ? tiles : std::min(tiles, first + split);
           const int64_t partial = splits == 1 ? -1 : plan.partial_rows;
           plan.tasks.push_back({b, g, row, end, first, last, static_cast<int32_t>(splits), partial});
           if (splits > 1) plan.partial_rows += end - row;

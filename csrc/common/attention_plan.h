@@ -11,13 +11,13 @@
 
 namespace effops {
 
-inline constexpr int64_t kTileKeys = 64;        // keys a tile
-inline constexpr int64_t kStreamRows = 16;      // up to here the streaming loop, beyond it the GEMM-shaped one
-inline constexpr int64_t kBlockRows = 96;       // rows of a GEMM-shaped block
-inline constexpr int64_t kStreamSplit = 16;     // tiles a split of a streaming task
-inline constexpr int64_t kBlockSplit = 64;      // tiles a split of a GEMM-shaped task, while blocks are few
-inline constexpr int64_t kSplitRows = 512;      // more rows than this are parallel enough without splits
-inline constexpr int64_t kSerialWork = 1 << 16; // multiplications below which threads cost more than they give
+inline constexpr int64_t kTileKeys = 64;         // keys a tile
+inline constexpr int64_t kStreamRows = 16;       // up to here the streaming loop, beyond it the GEMM-shaped one
+inline constexpr int64_t kBlockRows = 96;        // rows of a GEMM-shaped block
+inline constexpr int64_t kStreamSplit = 16;      // tiles a split of a streaming task
+inline constexpr int64_t kBlockSplit = 64;       // tiles a split of a GEMM-shaped task, while blocks are few
+inline constexpr int64_t kSplitRows = 512;       // more rows than this are parallel enough without splits
+inline constexpr int64_t kSerialWork = 1 << 16;  // multiplications below which threads cost more than they give
 
 // The visited keys of a row block, cut into tiles: at most two intervals (sinks, then the rest).
 struct TileList {

@@ -89,9 +89,7 @@ struct Visibility {
     return causal ? std::clamp(std::max(position + 1, prefix_end), start, len) : len;
   }
   // First key of the windowed part.
-  int64_t begin_at(int64_t position) const {
-    return window == 0 ? start : std::max(start, position - window + 1);
-  }
+  int64_t begin_at(int64_t position) const { return window == 0 ? start : std::max(start, position - window + 1); }
 };
 
 inline Visibility visibility_of(const AttentionProblem& p, const Sequence& s, int64_t kv_head) {

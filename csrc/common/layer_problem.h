@@ -32,7 +32,7 @@ struct RotaryProblem {  // x [batch, tokens, heads, dim]; rows are (batch, token
   RowSpace rows;
   int64_t dim = 0, half = 0;  // pairs (i, i + half) of the first 2 * half elements turn
   const char* x = nullptr;
-  char* y = nullptr;  // contiguous
+  char* y = nullptr;                           // contiguous
   const float *cos = nullptr, *sin = nullptr;  // [positions, half]
   const int32_t* positions = nullptr;          // [batch, tokens]
   int64_t positions_batch = 0, positions_token = 0;

@@ -7,9 +7,9 @@
 
 namespace effops {
 
-inline constexpr int64_t kLinearRows = 16;          // more rows go to torch's GEMM
-inline constexpr int64_t kLinearPiece = 64;         // output features a task
-inline constexpr int64_t kLinearSerial = 1 << 17;   // multiplications below which threads cost more than they give
+inline constexpr int64_t kLinearRows = 16;         // more rows go to torch's GEMM
+inline constexpr int64_t kLinearPiece = 64;        // output features a task
+inline constexpr int64_t kLinearSerial = 1 << 17;  // multiplications below which threads cost more than they give
 
 struct LinearProblem {
   DType dtype = DType::f32;

@@ -14,10 +14,14 @@ const Kernels& kernels() {
   static const Kernels* const table = []() -> const Kernels* {
 #if defined(__x86_64__)
     switch (chosen_isa()) {
-      case Isa::avx2: return &effops_cpu_avx2;
-      case Isa::avx512: return &effops_cpu_avx512;
-      case Isa::avx512bf16: return &effops_cpu_avx512bf16;
-      case Isa::portable: break;
+      case Isa::avx2:
+        return &effops_cpu_avx2;
+      case Isa::avx512:
+        return &effops_cpu_avx512;
+      case Isa::avx512bf16:
+        return &effops_cpu_avx512bf16;
+      case Isa::portable:
+        break;
     }
 #else
     chosen_isa();

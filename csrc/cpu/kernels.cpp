@@ -16,18 +16,20 @@ namespace {
 template <class F>
 void by_dtype(DType t, F&& f) {
   switch (t) {
-    case DType::f32: return f(static_cast<float*>(nullptr));
-    case DType::bf16: return f(static_cast<bf16*>(nullptr));
-    case DType::f16: return f(static_cast<f16*>(nullptr));
-    case DType::f64: return f(static_cast<double*>(nullptr));
+    case DType::f32:
+      return f(static_cast<float*>(nullptr));
+    case DType::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case DType::f16:
+      return f(static_cast<f16*>(nullptr));
+    case DType::f64:
+      return f(static_cast<double*>(nullptr));
   }
 }
 
-#define EFFOPS_KERNEL(name, Problem)                                          \
-  void name(const Problem& p, const Parallel& parallel) {                     \
-    by_dtype(p.dtype, [&](auto* t) {                                          \
-      name##_typed<std::remove_pointer_t<decltype(t)>>(p, parallel);          \
-    });                                                                       \
+#define EFFOPS_KERNEL(name, Problem)                                                                    \
+  void name(const Problem& p, const Parallel& parallel) {                                               \
+    by_dtype(p.dtype, [&](auto* t) { name##_typed<std::remove_pointer_t<decltype(t)>>(p, parallel); }); \
   }
 
 EFFOPS_KERNEL(attention, AttentionProblem)
@@ -38,18 +40,15 @@ EFFOPS_KERNEL(rotary, RotaryProblem)
 EFFOPS_KERNEL(silu_mul, SiluMulProblem)
 
 void attention_backward(const AttentionProblem& p, const AttentionGradients& g, const Parallel& parallel) {
-  by_dtype(p.dtype, [&](auto* t) {
-    attention_backward_typed<std::remove_pointer_t<decltype(t)>>(p, g, parallel);
-  });
+  by_dtype(p.dtype, [&](auto* t) { attention_backward_typed<std::remove_pointer_t<decltype(t)>>(p, g, parallel); });
 }
 
 }  // namespace
 }  // namespace effops::cpu::EFFOPS_ISA
 
-extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels
-    EFFOPS_CONCAT(effops_cpu_, EFFOPS_ISA) = {
-        &effops::cpu::EFFOPS_ISA::attention, &effops::cpu::EFFOPS_ISA::attention_backward,
-        &effops::cpu::EFFOPS_ISA::merge_states, &effops::cpu::EFFOPS_ISA::linear,
-        &effops::cpu::EFFOPS_ISA::rms_norm, &effops::cpu::EFFOPS_ISA::rotary,
-        &effops::cpu::EFFOPS_ISA::silu_mul,
+extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFOPS_CONCAT(effops_cpu_, EFFOPS_ISA) = {
+    &effops::cpu::EFFOPS_ISA::attention,    &effops::cpu::EFFOPS_ISA::attention_backward,
+    &effops::cpu::EFFOPS_ISA::merge_states, &effops::cpu::EFFOPS_ISA::linear,
+    &effops::cpu::EFFOPS_ISA::rms_norm,     &effops::cpu::EFFOPS_ISA::rotary,
+    &effops::cpu::EFFOPS_ISA::silu_mul,
 };

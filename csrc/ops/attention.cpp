@@ -73,7 +73,8 @@ struct Ragged {
 
   Ragged(const char* op, Inputs& in, const Tensor& cu_q_, const Tensor& cu_k_, std::optional<int64_t> max_q_len,
          std::optional<int64_t> max_kv_len)
-      : cu_q(op, "cu_seqlens_q", cu_q_, {"B + 1", -1}, in.q), cu_k(op, "cu_seqlens_k", cu_k_, {"B + 1", cu_q.count()}, in.q) {
+      : cu_q(op, "cu_seqlens_q", cu_q_, {"B + 1", -1}, in.q),
+        cu_k(op, "cu_seqlens_k", cu_k_, {"B + 1", cu_q.count()}, in.q) {
     EFFOPS_CHECK(cu_q.count() > 0, op, ": cu_seqlens_q: expected shape [B + 1], got [0]");
     check_offsets(op, "cu_seqlens_q", cu_q, in.q.size(0), max_q_len, "max_q_len");
     check_offsets(op, "cu_seqlens_k", cu_k, in.k.size(0), max_kv_len, "max_kv_len");
@@ -199,10 +200,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const char* op, Inputs& 
   return {dq, dk, dv, dsink};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    Tensor d_out, OptionalTensor d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, OptionalTensor kv_lens,
-    OptionalTensor kv_starts, bool causal, int64_t window, int64_t num_sinks, OptionalTensor prefix_lens,
-    OptionalTensor head_windows, OptionalTensor sink_logits, double softcap, std::optional<double> scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(Tensor d_out, OptionalTensor d_lse, Tensor q, Tensor k,
+                                                              Tensor v, Tensor out, Tensor lse, OptionalTensor kv_lens,
+                                                              OptionalTensor kv_starts, bool causal, int64_t window,
+                                                              int64_t num_sinks, OptionalTensor prefix_lens,
+                                                              OptionalTensor head_windows, OptionalTensor sink_logits,
+                                                              double softcap, std::optional<double> scale) {
   const char* op = "attention_backward";
   Inputs in(op, q, k, v, false);
   AttentionProblem& p = in.p;

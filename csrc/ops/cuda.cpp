@@ -30,10 +30,9 @@ void check_launch(const char* op, int status) {
 std::tuple<Tensor, Tensor> merge_states(Tensor outs, Tensor lses) {
   const torch::stable::accelerator::DeviceGuard guard(Arg("merge_states", "outs", outs).device_index);
   MergeCall call(outs, lses);
-  check_launch("merge_states",
-               effops_cuda_merge_states(static_cast<int>(call.p.dtype), call.p.parts, call.p.rows, call.p.dim,
-                                        call.p.outs, call.p.lses, call.p.out, call.p.lse,
-                                        current_stream("merge_states", call.device_index)));
+  check_launch("merge_states", effops_cuda_merge_states(static_cast<int>(call.p.dtype), call.p.parts, call.p.rows,
+                                                        call.p.dim, call.p.outs, call.p.lses, call.p.out, call.p.lse,
+                                                        current_stream("merge_states", call.device_index)));
   return {call.out, call.lse};
 }
 

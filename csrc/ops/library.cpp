@@ -1,20 +1,23 @@
 // The schemas of all ops. Meanings: docs/api; fakes and autograd: python/effops/ops/_registration.py.
 #include "ops/tensor.h"
 
-#define EFFOPS_MASKS                                                                                          \
-  "bool causal=False, int window=0, int num_sinks=0, Tensor? prefix_lens=None, Tensor? head_windows=None, "   \
+#define EFFOPS_MASKS                                                                                        \
+  "bool causal=False, int window=0, int num_sinks=0, Tensor? prefix_lens=None, Tensor? head_windows=None, " \
   "Tensor? sink_logits=None, float softcap=0.0, float? scale=None"
 
 STABLE_TORCH_LIBRARY(effops, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, *, Tensor? kv_lens=None, Tensor? kv_starts=None, " EFFOPS_MASKS
         ", int? max_kv_len=None) -> (Tensor, Tensor)");
-  m.def("varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, "
-        "Tensor? kv_starts=None, " EFFOPS_MASKS ", int? max_q_len=None, int? max_kv_len=None) -> (Tensor, Tensor)");
-  m.def("attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, *, "
-        "Tensor? kv_lens=None, Tensor? kv_starts=None, " EFFOPS_MASKS ") -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("varlen_attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-        "Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, Tensor? kv_starts=None, " EFFOPS_MASKS
-        ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, "
+      "Tensor? kv_starts=None, " EFFOPS_MASKS ", int? max_q_len=None, int? max_kv_len=None) -> (Tensor, Tensor)");
+  m.def(
+      "attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, *, "
+      "Tensor? kv_lens=None, Tensor? kv_starts=None, " EFFOPS_MASKS ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "varlen_attention_backward(Tensor d_out, Tensor? d_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+      "Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, Tensor? kv_starts=None, " EFFOPS_MASKS
+      ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
   m.def("append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots) -> ()");
   m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None) -> Tensor");

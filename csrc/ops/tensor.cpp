@@ -44,11 +44,11 @@ std::string Arg::type_name() const {
     int32_t type;
     const char* name;
   };
-  const Named known[] = {{aoti_torch_dtype_float32(), "float32"},   {aoti_torch_dtype_bfloat16(), "bfloat16"},
-                         {aoti_torch_dtype_float16(), "float16"},   {aoti_torch_dtype_float64(), "float64"},
-                         {aoti_torch_dtype_int32(), "int32"},       {aoti_torch_dtype_int64(), "int64"},
-                         {aoti_torch_dtype_int16(), "int16"},       {aoti_torch_dtype_int8(), "int8"},
-                         {aoti_torch_dtype_uint8(), "uint8"},       {aoti_torch_dtype_bool(), "bool"},
+  const Named known[] = {{aoti_torch_dtype_float32(), "float32"},     {aoti_torch_dtype_bfloat16(), "bfloat16"},
+                         {aoti_torch_dtype_float16(), "float16"},     {aoti_torch_dtype_float64(), "float64"},
+                         {aoti_torch_dtype_int32(), "int32"},         {aoti_torch_dtype_int64(), "int64"},
+                         {aoti_torch_dtype_int16(), "int16"},         {aoti_torch_dtype_int8(), "int8"},
+                         {aoti_torch_dtype_uint8(), "uint8"},         {aoti_torch_dtype_bool(), "bool"},
                          {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"}};
   for (const Named& n : known)
     if (n.type == type) return n.name;
@@ -64,7 +64,8 @@ DType Arg::dtype() const {
 }
 
 const Arg& Arg::rank(int64_t expected, const char* layout) const {
-  EFFOPS_CHECK(dim == expected, op, ": ", name, ": expected ", expected, " dimensions ", layout, ", got shape ", shape());
+  EFFOPS_CHECK(dim == expected, op, ": ", name, ": expected ", expected, " dimensions ", layout, ", got shape ",
+               shape());
   return *this;
 }
 
@@ -104,10 +105,14 @@ int32_t type_float32() { return aoti_torch_dtype_float32(); }
 
 int32_t type_of(DType t) {
   switch (t) {
-    case DType::f32: return aoti_torch_dtype_float32();
-    case DType::bf16: return aoti_torch_dtype_bfloat16();
-    case DType::f16: return aoti_torch_dtype_float16();
-    case DType::f64: return aoti_torch_dtype_float64();
+    case DType::f32:
+      return aoti_torch_dtype_float32();
+    case DType::bf16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::f16:
+      return aoti_torch_dtype_float16();
+    case DType::f64:
+      return aoti_torch_dtype_float64();
   }
   return -1;
 }

@@ -63,10 +63,14 @@ int launch(int64_t parts, int64_t rows, int64_t dim, const void* outs, const voi
 extern "C" int effops_cuda_merge_states(int dtype, int64_t parts, int64_t rows, int64_t dim, const void* outs,
                                         const void* lses, void* out, void* lse, void* stream) {
   switch (dtype) {
-    case 0: return launch<float, float>(parts, rows, dim, outs, lses, out, lse, stream);
-    case 1: return launch<__nv_bfloat16, float>(parts, rows, dim, outs, lses, out, lse, stream);
-    case 2: return launch<__half, float>(parts, rows, dim, outs, lses, out, lse, stream);
-    case 3: return launch<double, double>(parts, rows, dim, outs, lses, out, lse, stream);
+    case 0:
+      return launch<float, float>(parts, rows, dim, outs, lses, out, lse, stream);
+    case 1:
+      return launch<__nv_bfloat16, float>(parts, rows, dim, outs, lses, out, lse, stream);
+    case 2:
+      return launch<__half, float>(parts, rows, dim, outs, lses, out, lse, stream);
+    case 3:
+      return launch<double, double>(parts, rows, dim, outs, lses, out, lse, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -55,7 +55,9 @@ def _load() -> Status:
         torch.ops.load_library(str(path))
         torch.ops.effops.attention.default  # noqa: B018  (a library without our ops is as good as none)
     except Exception as e:
-        return Status(path, f"{path.name} cannot be loaded with torch {torch.__version__}: {e}".splitlines()[0])
+        return Status(
+            path, f"{path.name} cannot be loaded with torch {torch.__version__}: {e}".splitlines()[0]
+        )
     return Status(path, None)
 
 

@@ -44,8 +44,7 @@ class BackwardTask {
       store_tile(g_.dk, first, keys, dk_, dk_tile_);
       store_tile(g_.dv, first, keys, dv_, dv_tile_);
     }
-    for (int64_t r = 0; r < count_; ++r)
-      store_row(dq_ + r * G::padded(dk_), dk_, rows_.at(g_.dq, r), g_.dq.dim);
+    for (int64_t r = 0; r < count_; ++r) store_row(dq_ + r * G::padded(dk_), dk_, rows_.at(g_.dq, r), g_.dq.dim);
     if (g_.dsink) sink_gradient();
   }
 
@@ -93,8 +92,8 @@ class BackwardTask {
   void block(const Visibility& see, int64_t row, int64_t first, int64_t keys) {
     const int64_t n = std::min(kBlock, count_ - row);
     const TileList seen = TileList::of(see, rows_.position(row), rows_.position(row + n - 1));
-    const bool overlaps = (first < seen.end[1] && first + keys > seen.begin[1]) ||
-                          (first < seen.end[0] && first + keys > seen.begin[0]);
+    const bool overlaps =
+        (first < seen.end[1] && first + keys > seen.begin[1]) || (first < seen.end[0] && first + keys > seen.begin[0]);
     if (!overlaps) return;
     gemm<P>(n, keys, dk_, q_ + row * dk_, dk_, k_t_, s_, kTileKeys, false);
     gemm<P>(n, keys, dv_, d_out_ + row * dv_, dv_, v_t_, ds_, kTileKeys, false);

@@ -111,8 +111,8 @@ inline int64_t partial_stride(const AttentionProblem& p) { return p.v_dim + 2; }
 
 // A finished row of a task: straight to the output, or kept until the splits join.
 template <class T, class C>
-void finish_or_keep(const AttentionProblem& p, const AttentionTask& task, const Rows<T>& rows, C* partials,
-                    int64_t row, const C* o, C m, C l) {
+void finish_or_keep(const AttentionProblem& p, const AttentionTask& task, const Rows<T>& rows, C* partials, int64_t row,
+                    const C* o, C m, C l) {
   if (task.partial < 0) return rows.finish(row, o, m, l);
   C* to = partials + (task.partial + row - task.row_begin) * partial_stride(p);
   std::copy(o, o + p.v_dim, to);

@@ -154,9 +154,8 @@ class StreamTask {
         by_mr(group_[i], [&](auto mr) { this->template score<mr()>(group_[i], see, kt, first); });
       const Tile<T> vt = v.load(first, keys);
       for (int i = 0; i < groups_; ++i)
-        by_mr(group_[i], [&](auto mr) {
-          stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o);
-        });
+        by_mr(group_[i],
+              [&](auto mr) { stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o); });
     }
     for (int i = 0; i < groups_; ++i)
       by_mr(group_[i], [&](auto mr) { this->template end<mr()>(group_[i], row_buffer); });

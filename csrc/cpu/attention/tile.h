@@ -19,8 +19,7 @@ class TileSource {
  public:
   // `stage` holds kTileKeys rows of `dim` elements; unused when rows are contiguous.
   TileSource(const TensorView4& view, int64_t batch, int64_t first_token, int64_t head, int64_t dim, T* stage)
-      : base_(reinterpret_cast<const T*>(view.data) + batch * view.batch + first_token * view.token +
-              head * view.head),
+      : base_(reinterpret_cast<const T*>(view.data) + batch * view.batch + first_token * view.token + head * view.head),
         token_(view.token),
         dim_stride_(view.dim),
         dim_(dim),

@@ -93,8 +93,7 @@ void pack_transposed(const T* rows, int64_t stride, int64_t n, int64_t k, typena
         }
         V::transpose(block);
         const int64_t count = std::min<int64_t>(W, units - u);
-        for (int64_t i = 0; i < count; ++i)
-          block[i].store(reinterpret_cast<typename P::C*>(to + (u + i) * NR + j));
+        for (int64_t i = 0; i < count; ++i) block[i].store(reinterpret_cast<typename P::C*>(to + (u + i) * NR + j));
       }
     }
   }

@@ -40,9 +40,7 @@ class LinearTask {
   }
 
  private:
-  static const T* at(const LinearProblem& p, int64_t row) {
-    return reinterpret_cast<const T*>(p.x) + row * p.x_row;
-  }
+  static const T* at(const LinearProblem& p, int64_t row) { return reinterpret_cast<const T*>(p.x) + row * p.x_row; }
 
   template <int MR>
   void by_features(int64_t begin, int64_t end, int64_t first_row, const typename P::Element* x) const {
@@ -86,9 +84,8 @@ void linear_typed(const LinearProblem& p, const Parallel& parallel) {
   E* x = static_cast<E*>(thread_scratch(Scratch::call, groups * 4 * Task::padded_k(p) * sizeof(E)));
   Task::place(p, x);
   const int64_t pieces = (p.out + kLinearPiece - 1) / kLinearPiece;
-  parallel.for_each(pieces, p.rows * p.in * p.out > kLinearSerial, [&](int64_t i) {
-    Task(p, x).run(i * kLinearPiece, std::min(p.out, (i + 1) * kLinearPiece));
-  });
+  parallel.for_each(pieces, p.rows * p.in * p.out > kLinearSerial,
+                    [&](int64_t i) { Task(p, x).run(i * kLinearPiece, std::min(p.out, (i + 1) * kLinearPiece)); });
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

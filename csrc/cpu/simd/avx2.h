@@ -21,9 +21,7 @@ struct Avx2Vec {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
   }
-  static Avx2Vec load(const f16* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  }
+  static Avx2Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
   // The first n <= width elements, the rest zero; nothing beyond them is read.
   template <class T>
   static Avx2Vec load_n(const T* p, int n) {
@@ -57,9 +55,7 @@ struct Avx2Vec {
   friend Avx2Vec where_less(Avx2Vec x, Avx2Vec limit, Avx2Vec a, Avx2Vec b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, limit.v, _CMP_LT_OQ))};
   }
-  friend Avx2Vec round(Avx2Vec a) {
-    return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-  }
+  friend Avx2Vec round(Avx2Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   friend Avx2Vec pow2(Avx2Vec n) {
     const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
@@ -91,8 +87,7 @@ struct Avx2Vec {
     const __m256 ab = _mm256_hadd_ps(a[0].v, a[1].v), cd = _mm256_hadd_ps(a[2].v, a[3].v);
     const __m256 ef = _mm256_hadd_ps(a[4].v, a[5].v), gh = _mm256_hadd_ps(a[6].v, a[7].v);
     const __m256 abcd = _mm256_hadd_ps(ab, cd), efgh = _mm256_hadd_ps(ef, gh);
-    return {_mm256_add_ps(_mm256_permute2f128_ps(abcd, efgh, 0x20),
-                          _mm256_permute2f128_ps(abcd, efgh, 0x31))};
+    return {_mm256_add_ps(_mm256_permute2f128_ps(abcd, efgh, 0x20), _mm256_permute2f128_ps(abcd, efgh, 0x31))};
   }
   template <int M>
   static Avx2Vec fold_max(Avx2Vec a) {

@@ -28,9 +28,7 @@ struct Avx512Vec {
     const __m256i h = _mm256_maskz_loadu_epi16(mask_of(n), p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
   }
-  static Avx512Vec load_n(const f16* p, int n) {
-    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p))};
-  }
+  static Avx512Vec load_n(const f16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask_of(n), p))}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(bf16* p) const {
     const __m512i u = _mm512_castps_si512(v);
@@ -49,9 +47,7 @@ struct Avx512Vec {
   friend Avx512Vec operator-(Avx512Vec a, Avx512Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Avx512Vec operator*(Avx512Vec a, Avx512Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Avx512Vec operator/(Avx512Vec a, Avx512Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-  friend Avx512Vec fmadd(Avx512Vec a, Avx512Vec b, Avx512Vec c) {
-    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-  }
+  friend Avx512Vec fmadd(Avx512Vec a, Avx512Vec b, Avx512Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   friend Avx512Vec max(Avx512Vec a, Avx512Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
   friend Avx512Vec min(Avx512Vec a, Avx512Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
   friend Avx512Vec abs(Avx512Vec a) { return {_mm512_abs_ps(a.v)}; }
@@ -79,7 +75,8 @@ struct Avx512Vec {
       t[i + 3] = _mm512_shuffle_ps(hi01, hi23, 0xee);
     }
     for (int c = 0; c < 4; ++c) {  // column c of each 4 x 4 block, then the blocks themselves
-      const __m512 low02 = _mm512_shuffle_f32x4(t[c], t[c + 4], 0x88), low13 = _mm512_shuffle_f32x4(t[c], t[c + 4], 0xdd);
+      const __m512 low02 = _mm512_shuffle_f32x4(t[c], t[c + 4], 0x88),
+                   low13 = _mm512_shuffle_f32x4(t[c], t[c + 4], 0xdd);
       const __m512 up02 = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0x88);
       const __m512 up13 = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0xdd);
       a[c].v = _mm512_shuffle_f32x4(low02, up02, 0x88);
@@ -92,8 +89,8 @@ struct Avx512Vec {
   static Avx512Vec reduce_add_each(const Avx512Vec (&a)[16]) {
     __m512 s[8];
     for (int i = 0; i < 8; ++i)
-      s[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i].v, a[2 * i + 1].v),
-                           _mm512_unpackhi_ps(a[2 * i].v, a[2 * i + 1].v));
+      s[i] =
+          _mm512_add_ps(_mm512_unpacklo_ps(a[2 * i].v, a[2 * i + 1].v), _mm512_unpackhi_ps(a[2 * i].v, a[2 * i + 1].v));
     __m512 t[4];
     for (int i = 0; i < 4; ++i)
       t[i] = _mm512_add_ps(_mm512_shuffle_ps(s[2 * i], s[2 * i + 1], 0x44),
@@ -102,8 +99,7 @@ struct Avx512Vec {
     for (int i = 0; i < 2; ++i)
       u[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
                            _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
-    return {_mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88),
-                          _mm512_shuffle_f32x4(u[0], u[1], 0xdd))};
+    return {_mm512_add_ps(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd))};
   }
   template <int M>
   static Avx512Vec fold_max(Avx512Vec a) {

@@ -63,8 +63,8 @@ inline f16 from_float<f16>(float x) {
   const uint32_t a = u & 0x7fffffff;
   if (a > 0x7f800000) return {uint16_t(sign | 0x7e00)};
   if (a >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to 2^16 or beyond
-  if (a < 0x38800000) {                                    // below 2^-14: let the FPU round
-    const float shifted = bits_to_float(a) + 0.5f;         // ulp(0.5) = 2^-24
+  if (a < 0x38800000) {                                   // below 2^-14: let the FPU round
+    const float shifted = bits_to_float(a) + 0.5f;        // ulp(0.5) = 2^-24
     return {uint16_t(sign | (float_to_bits(shifted) - 0x3f000000))};
   }
   const uint32_t odd = (a >> 13) & 1;

@@ -89,8 +89,7 @@ struct Bf16Product {
     const __m512i key = _mm512_sub_epi32(pair, row);  // (key pair) * MR
     const __m512i from = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(key, 1), row),
                                           _mm512_mullo_epi32(odd, _mm512_set1_epi32(MR)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        (__m256i)_mm512_cvtneps_pbh(_mm512_permutexvar_ps(from, x.v)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(_mm512_permutexvar_ps(from, x.v)));
   }
   static void store_elements(V x, Element* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x.v));

@@ -26,4 +26,3 @@ def tracks_grad(*tensors: Tensor | None) -> bool:
             if t is not None and t.requires_grad:
                 return True
     return False
-

@@ -36,9 +36,18 @@ def _varlen_attention_fake(
 
 @torch.library.register_fake("effops::attention_backward")
 def _attention_backward_fake(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **options: Any
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sinks = q.new_empty((q.shape[0] if options.get("sink_logits") is not None else 0, q.shape[-2]), dtype=_lse_dtype(q))
+    sinks = q.new_empty(
+        (q.shape[0] if options.get("sink_logits") is not None else 0, q.shape[-2]), dtype=_lse_dtype(q)
+    )
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
 
 
@@ -106,7 +115,9 @@ class _Attention(torch.autograd.Function):
     positional ones, so that autograd sees them."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, positional: int, keywords: dict[str, Any], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, name: str, positional: int, keywords: dict[str, Any], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = getattr(torch.ops.effops, name)(*tensors[:positional], **keywords)
         ctx.name, ctx.positional = name, positional
@@ -120,14 +131,26 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, out, lse = ctx.saved_tensors
-        inputs, named = tensors[: ctx.positional], dict(zip(ctx.tensor_names, tensors[ctx.positional :], strict=True))
+        inputs, named = (
+            tensors[: ctx.positional],
+            dict(zip(ctx.tensor_names, tensors[ctx.positional :], strict=True)),
+        )
         options = {k: x for k, x in ctx.options.items() if k not in ("max_q_len", "max_kv_len")} | named
         if d_out is None:
             d_out = torch.zeros_like(out)
         op = getattr(torch.ops.effops, f"{ctx.name}_backward")
         dq, dk, dv, d_sinks = op(d_out, d_lse, *inputs[:3], out, lse, *inputs[3:], **options)
         by_name = {"sink_logits": d_sinks.sum(0).float()} if "sink_logits" in named else {}
-        return None, None, None, dq, dk, dv, *[None] * (len(inputs) - 3), *[by_name.get(k) for k in ctx.tensor_names]
+        return (
+            None,
+            None,
+            None,
+            dq,
+            dk,
+            dv,
+            *[None] * (len(inputs) - 3),
+            *[by_name.get(k) for k in ctx.tensor_names],
+        )
 
 
 def _attention_autograd(name: str) -> Callable[..., Any]:
@@ -137,7 +160,9 @@ def _attention_autograd(name: str) -> Callable[..., Any]:
         if not _needs_grad(args, kwargs):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args, **kwargs)
-        return _Attention.apply(name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)])
+        return _Attention.apply(
+            name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)]
+        )
 
     return kernel
 

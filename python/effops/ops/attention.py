@@ -16,7 +16,9 @@ _append_kv = torch.ops.effops.append_kv.default
 
 
 @overload
-def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: object) -> Tensor: ...
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: object
+) -> Tensor: ...
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: object
