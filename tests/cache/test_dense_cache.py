@@ -83,9 +83,8 @@ def test_attends_to_what_was_appended_and_to_nothing_else():
             new = tokens if lengths is None else lengths[b]
             held[b].append(torch.stack([k[b], v[b]])[:, tokens - new :])
             keys, values = torch.cat(held[b], 1)
-            expected = reference.attention(
-                q[b : b + 1, tokens - new :], keys[None], values[None], causal=True
-            )
+            query = q[b : b + 1, tokens - new :]
+            expected = reference.attention(query, keys[None], values[None], causal=True)
             torch.testing.assert_close(out[b, tokens - new :], expected[0], rtol=1e-5, atol=1e-5)
 
 

@@ -102,9 +102,7 @@ def test_the_context_ends_it(model):
     result = generate(model, prompt, max_new_tokens=50)
     assert result.reasons == ["context"] and len(result.tokens[0]) == 3  # the last is never fed back
     assert len(generate(model, [1] * 40, max_new_tokens=50).tokens[0]) == 1
-    with pytest.raises(
-        ValueError, match=r"generate: prompt: expected at most 40 tokens \(the .* context\), got 41"
-    ):
+    with pytest.raises(ValueError, match=r"generate: prompt: expected at most 40 tokens .*, got 41"):
         generate(model, [1] * 41, max_new_tokens=1)
 
 

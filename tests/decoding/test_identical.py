@@ -92,12 +92,12 @@ def test_the_exact_model_is_fed_with_the_common_prefix():
 
 def test_types_are_checked():
     tokens, logits = run([1, 0])
-    with pytest.raises(ValueError, match="compare: logits_b: expected float32, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"compare: logits_b: expected float32, got torch\.bfloat16"):
         compare(PROMPT, tokens, logits, tokens, logits.bfloat16(), Table(EXACT))
 
     class Float32(Table):
         def forward(self, tokens):
             return super().forward(tokens).float()
 
-    with pytest.raises(ValueError, match="exact_logits: model: expected float64 logits, got torch.float32"):
+    with pytest.raises(ValueError, match=r"exact_logits: model: expected float64 logits, got torch\.float32"):
         compare(PROMPT, tokens, logits, tokens, logits, Float32(EXACT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from effops.decoding import StopStrings
@@ -22,7 +22,7 @@ def cuts(text, most=3):
     for count in range(most + 1):
         for places in combinations(range(1, len(text)), count):
             edges = [0, *places, len(text)]
-            yield [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+            yield [text[a:b] for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize(

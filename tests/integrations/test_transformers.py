@@ -129,7 +129,6 @@ def test_right_padding_of_whole_sequences(pair):
 
 
 def test_gradients(pair):
-    eager, ours = pair
     grads = []
     for model in pair:
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""The modules: both paths of each layer function agree, gradients flow, the attention layer means what it says."""
+"""The modules: both paths of each layer function agree, gradients flow, attention is its parts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_both_paths_agree(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_gradient_of_the_torch_path(name):
     x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    tables = dict(rtol=1e-3, atol=1e-5) if name == "rotary" else {}
+    tables = {"rtol": 1e-3, "atol": 1e-5} if name == "rotary" else {}
     torch.set_default_dtype(torch.float64)
     try:
         assert torch.autograd.gradcheck(CALLS[name], x.requires_grad_(), **tables)

@@ -45,7 +45,7 @@ def test_frequencies_equal_transformers(kind, length):
 
 
 def test_unknown_type():
-    with pytest.raises(ValueError, match="rope_type: expected one of default, .*, got 'odd'"):
+    with pytest.raises(ValueError, match=r"rope_type: expected one of default, .*, got 'odd'"):
         RotaryEmbedding(8, 16, {"rope_type": "odd", "rope_theta": 1.0})
 
 
