@@ -46,6 +46,13 @@ struct SiluMulProblem {
   char* y = nullptr;  // contiguous
 };
 
+struct AddProblem {  // y += x, both contiguous
+  DType dtype = DType::f32;
+  int64_t count = 0;
+  const char* x = nullptr;
+  char* y = nullptr;
+};
+
 struct MergeProblem {  // outs [parts, rows, dim] and lses [parts, rows], all contiguous
   DType dtype = DType::f32;
   int64_t parts = 0, rows = 0, dim = 0;

@@ -38,6 +38,7 @@ EFFOPS_KERNEL(linear, LinearProblem)
 EFFOPS_KERNEL(rms_norm, RmsNormProblem)
 EFFOPS_KERNEL(rotary, RotaryProblem)
 EFFOPS_KERNEL(silu_mul, SiluMulProblem)
+EFFOPS_KERNEL(add, AddProblem)
 
 void attention_backward(const AttentionProblem& p, const AttentionGradients& g, const Parallel& parallel) {
   by_dtype(p.dtype, [&](auto* t) { attention_backward_typed<std::remove_pointer_t<decltype(t)>>(p, g, parallel); });
@@ -50,5 +51,5 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::attention,    &effops::cpu::EFFOPS_ISA::attention_backward,
     &effops::cpu::EFFOPS_ISA::merge_states, &effops::cpu::EFFOPS_ISA::linear,
     &effops::cpu::EFFOPS_ISA::rms_norm,     &effops::cpu::EFFOPS_ISA::rotary,
-    &effops::cpu::EFFOPS_ISA::silu_mul,
+    &effops::cpu::EFFOPS_ISA::silu_mul,     &effops::cpu::EFFOPS_ISA::add,
 };

@@ -16,6 +16,7 @@ struct Kernels {
   void (*rms_norm)(const RmsNormProblem&, const Parallel&);
   void (*rotary)(const RotaryProblem&, const Parallel&);
   void (*silu_mul)(const SiluMulProblem&, const Parallel&);
+  void (*add)(const AddProblem&, const Parallel&);
 };
 
 // The table of the instruction set in use (see isa.h).

@@ -132,19 +132,19 @@ Tensor silu_mul(Tensor x) {
   return y;
 }
 
-// torch's own GEMM, the fastest path for many rows.
-Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
+// torch's own GEMM, the fastest path for many rows; the residual, contiguous, is added after.
+Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const LinearProblem& p) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   StableIValue stack[3] = {from(x), from(weight), from(bias)};
-  if (torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION) != 0)
-    fail("packed_linear: torch's linear failed for x of shape ", Arg("", "", x).shape());
+  EFFOPS_CHECK(torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION) == 0,
+               "packed_linear: x: torch's linear failed for shape ", Arg("", "", x).shape());
   Tensor y = to<Tensor>(stack[0]);
-  if (!residual) return y;
-  StableIValue sum[3] = {from(y), from(*residual), from(static_cast<double>(1))};
-  if (torch_call_dispatcher("aten::add_", "Tensor", sum, TORCH_ABI_VERSION) != 0)
-    fail("packed_linear: residual: could not be added");
-  return to<Tensor>(sum[0]);
+  if (p.residual != nullptr) {
+    const AddProblem add{p.dtype, p.rows * p.out, p.residual, Arg("", "", y).mutable_data()};
+    cpu::kernels().add(add, torch_threads());
+  }
+  return y;
 }
 
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual) {
@@ -178,7 +178,7 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
     p.residual = Arg(op, "residual", residual_rows).data();
     p.residual_row = p.out;
   }
-  if (p.rows > kLinearRows && p.dtype != DType::f16) return torch_linear(x, weight, bias, residual);
+  if (p.rows > kLinearRows && p.dtype != DType::f16) return torch_linear(x, weight, bias, p);
   RowSpace rows;
   if (!row_space(a, rows) || rows.size[0] * rows.size[1] != 1) {
     x = torch::stable::contiguous(x);

@@ -24,7 +24,7 @@ class Status:
 
 
 def find() -> Path | None:
-    """The library's path: EFFOPS_LIBRARY, else beside the compiled module (editable installs), else beside this file."""
+    """The library: EFFOPS_LIBRARY, else beside the compiled module (editable installs), else beside this file."""
     forced = os.environ.get("EFFOPS_LIBRARY")
     if forced:
         return Path(forced)
@@ -55,9 +55,7 @@ def _load() -> Status:
         torch.ops.load_library(str(path))
         torch.ops.effops.attention.default  # noqa: B018  (a library without our ops is as good as none)
     except Exception as e:
-        return Status(
-            path, f"{path.name} cannot be loaded with torch {torch.__version__}: {e}".splitlines()[0]
-        )
+        return Status(path, f"{path.name} cannot be loaded with torch {torch.__version__}: {e}".splitlines()[0])
     return Status(path, None)
 
 

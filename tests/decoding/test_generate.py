@@ -30,9 +30,7 @@ def model():
 def tokenizer():
     tokenizers = pytest.importorskip("tokenizers", reason="text in and out needs the tokenizers library")
     alphabet = [chr(97 + i % 26) + str(i // 26) for i in range(VOCAB)]
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel(dict(zip(alphabet, range(VOCAB), strict=True)), "a0")
-    )
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(zip(alphabet, range(VOCAB), strict=True)), "a0"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     backend.decoder = tokenizers.decoders.Fuse()
     return Tokenizer(backend)

@@ -80,9 +80,7 @@ def test_frequencies():
 
 
 def test_generator_repeats():
-    draws = [
-        Sampler(generator=torch.Generator().manual_seed(s))(torch.zeros(20, 50)).tolist() for s in (1, 1, 2)
-    ]
+    draws = [Sampler(generator=torch.Generator().manual_seed(s))(torch.zeros(20, 50)).tolist() for s in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 

@@ -41,9 +41,7 @@ def test_logits(pair):
 def test_greedy_continuations(pair):
     peer, ours = pair
     tokens = prompts(ours, count=1)
-    theirs = peer.generate(
-        tokens, max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True
-    )
+    theirs = peer.generate(tokens, max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True)
     mine = generate(ours, tokens, max_new_tokens=24, return_logits=True)
     assert mine.logits is not None
     if ours.config.rope_parameters["rope_type"] in ("dynamic", "longrope"):

@@ -113,9 +113,7 @@ def test_empty_rows_and_poison_leave_gradients_clean():
         x.requires_grad_()
     sinks = torch.zeros(4, dtype=DOUBLE, requires_grad=True)
     for options in ({}, {"sink_logits": sinks}):
-        out, lse = reference.attention(
-            q, k, v, kv_lens=lens, kv_starts=starts, causal=True, return_lse=True, **options
-        )
+        out, lse = reference.attention(q, k, v, kv_lens=lens, kv_starts=starts, causal=True, return_lse=True, **options)
         assert (out[1] == 0).all() and torch.isfinite(out).all()
         assert (lse[1] == (0.0 if options else -math.inf)).all()
         finite = torch.where(torch.isfinite(lse), lse, 0.0)
@@ -136,9 +134,7 @@ def test_gradients():
     sinks = torch.tensor([0.5, -0.5], dtype=DOUBLE, requires_grad=True)
 
     def run(q, k, v, sinks):
-        out, lse = reference.attention(
-            q, k, v, causal=True, softcap=2.0, window=2, sink_logits=sinks, return_lse=True
-        )
+        out, lse = reference.attention(q, k, v, causal=True, softcap=2.0, window=2, sink_logits=sinks, return_lse=True)
         return out, lse
 
     assert torch.autograd.gradcheck(run, (q, k, v, sinks))
@@ -158,9 +154,7 @@ def test_varlen_equals_each_sequence_alone():
     q, k, v = tensors(batch=1, q_len=6, capacity=9)
     cu_q = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
     cu_k = torch.tensor([0, 5, 7, 9], dtype=torch.int32)
-    out, lse = reference.varlen_attention(
-        q[0], k[0], v[0], cu_q, cu_k, causal=True, window=3, return_lse=True
-    )
+    out, lse = reference.varlen_attention(q[0], k[0], v[0], cu_q, cu_k, causal=True, window=3, return_lse=True)
     for rows, keys in ((slice(0, 2), slice(0, 5)), (slice(2, 6), slice(7, 9))):
         one = reference.attention(q[:, rows], k[:, keys], v[:, keys], causal=True, window=3, return_lse=True)
         assert torch.equal(out[rows], one[0][0]) and torch.equal(lse[rows], one[1][0])

@@ -43,9 +43,7 @@ def test_rotary_turns_each_pair_by_its_angle():
             for pair in range(2):
                 turn = torch.polar(torch.tensor(1.0).double(), angles[positions[b, t], pair])
                 expected = torch.complex(x[b, t, :, pair], x[b, t, :, pair + 2]) * turn
-                torch.testing.assert_close(
-                    torch.complex(got[b, t, :, pair], got[b, t, :, pair + 2]), expected
-                )
+                torch.testing.assert_close(torch.complex(got[b, t, :, pair], got[b, t, :, pair + 2]), expected)
     assert torch.equal(got[..., 4:], x[..., 4:])
 
 

@@ -82,9 +82,7 @@ def split_record(tokenizer: Tokenizer) -> dict[str, Any]:
         },
         "training_bytes": sum((root / path).stat().st_size for path in paths),
         "training_tokens": sum(map(len, training)),
-        "training_files": {
-            path.as_posix(): hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths
-        },
+        "training_files": {path.as_posix(): hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths},
     }
 
 
@@ -113,9 +111,7 @@ def score_record(model_dir: Path, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="directory that train.py wrote")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="gets code-7m/ and heldout/")
     args = parser.parse_args()

@@ -141,12 +141,8 @@ def train(out: Path, hours: float) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="directory of the checkpoint; goes on if one is there"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint; goes on if one is there")
     parser.add_argument("--hours", type=float, default=1.5, help="wall time that fixes the number of tokens")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args()

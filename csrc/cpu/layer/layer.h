@@ -20,7 +20,7 @@ void for_rows(const Parallel& parallel, int64_t rows, int64_t elements_a_row, F&
   });
 }
 
-// body(offset, load, store) for whole vectors, then once for the tail.
+// Vectors of n <= width elements: whole ones, and the tail of a row.
 template <class V, class T>
 inline void store_n(V x, T* to, int n) {
   if (n == V::width) return x.store(to);
@@ -89,6 +89,18 @@ void silu_mul_typed(const SiluMulProblem& p, const Parallel& parallel) {
       const V g = load_some<V>(gate + d, n);
       store_n(g * sigmoid(g) * load_some<V>(up + d, n), y + d, n);
     });
+  });
+}
+
+template <class T>
+void add_typed(const AddProblem& p, const Parallel& parallel) {
+  using V = vec_of<T>;
+  const int64_t piece = kLayerSerial / 4;
+  for_rows(parallel, (p.count + piece - 1) / piece, piece, [&](int64_t i) {
+    T* y = reinterpret_cast<T*>(p.y) + i * piece;
+    const T* x = reinterpret_cast<const T*>(p.x) + i * piece;
+    for_vectors<V>(std::min(piece, p.count - i * piece),
+                   [&](int64_t d, int n) { store_n(load_some<V>(y + d, n) + load_some<V>(x + d, n), y + d, n); });
   });
 }
 

@@ -52,9 +52,7 @@ class DenseKVCache:
             self._k = torch.empty(*shape, head_dim, dtype=dtype, device=device)
             self._v = torch.empty(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
             self._range = torch.arange(capacity, dtype=torch.int32, device=device)
-        self.layers = [
-            DenseLayer(k.transpose(1, 2), v.transpose(1, 2)) for k, v in zip(self._k, self._v, strict=True)
-        ]
+        self.layers = [DenseLayer(k.transpose(1, 2), v.transpose(1, 2)) for k, v in zip(self._k, self._v, strict=True)]
         self.reset()
 
     @property
@@ -83,15 +81,11 @@ class DenseKVCache:
     def plan(self, tokens: int, lengths: Sequence[int] | None = None) -> Step:
         new = [tokens] * self.batch_size if lengths is None else list(lengths)
         if len(new) != self.batch_size or not all(0 <= n <= tokens for n in new):
-            raise ValueError(
-                f"DenseKVCache: lengths: expected {self.batch_size} numbers from 0 to {tokens}, got {new}"
-            )
+            raise ValueError(f"DenseKVCache: lengths: expected {self.batch_size} numbers from 0 to {tokens}, got {new}")
         after = [a + b for a, b in zip(self.lengths, new, strict=True)]
         longest = max(after, default=0)
         if longest > self.capacity:
-            raise ValueError(
-                f"DenseKVCache: tokens: expected at most {self.capacity} a sequence, got {longest}"
-            )
+            raise ValueError(f"DenseKVCache: tokens: expected at most {self.capacity} a sequence, got {longest}")
         if lengths is None:
             if min(self.lengths, default=0) == longest - tokens:  # all alike: a slice, no arithmetic
                 slots = self._range[longest - tokens : longest].expand(self.batch_size, -1)

@@ -91,9 +91,7 @@ def generate(
     prompts = _token_lists(prompt, tokenizer, model.config.vocab_size)
     words = [s for s in stop if isinstance(s, str)]
     if words and tokenizer is None:
-        raise ValueError(
-            f"generate: tokenizer: expected one beside stop strings, got None (stop {words[0]!r})"
-        )
+        raise ValueError(f"generate: tokenizer: expected one beside stop strings, got None (stop {words[0]!r})")
     stop_tokens = frozenset(s for s in stop if isinstance(s, int))
     if not ignore_eos:
         stop_tokens |= frozenset(model.config.eos_token_ids)
@@ -109,8 +107,7 @@ def generate(
         room = context - past - len(ids) + 1  # the last new token is not fed back
         if room < 1:
             raise ValueError(
-                f"generate: prompt: expected at most {context - past} tokens (the model's context), "
-                f"got {len(ids)}"
+                f"generate: prompt: expected at most {context - past} tokens (the model's context), got {len(ids)}"
             )
         rows.append(
             _Row(

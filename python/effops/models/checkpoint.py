@@ -49,9 +49,7 @@ class TensorFiles:
                 raise CheckpointError(str(index), "weight_map", f"expected an object, got {weight_map!r}")
             self._place = weight_map
         else:
-            raise CheckpointError(
-                str(self.directory), "weights", f"expected {SINGLE} or {INDEX}, got neither"
-            )
+            raise CheckpointError(str(self.directory), "weights", f"expected {SINGLE} or {INDEX}, got neither")
 
     def names(self) -> set[str]:
         return set(self._place)
@@ -78,9 +76,7 @@ class TensorFiles:
             try:
                 self._files[file] = _safetensors().safe_open(str(path), framework="pt")
             except (_safetensors().SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    str(path), "file", f"expected a whole safetensors file, got {error}"
-                ) from None
+                raise CheckpointError(str(path), "file", f"expected a whole safetensors file, got {error}") from None
         return self._files[file]
 
 

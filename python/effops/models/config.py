@@ -66,9 +66,7 @@ class ModelConfig:
     head_dim: int
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
-    rope_parameters: dict[str, Any] = field(
-        default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0}
-    )
+    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
     attention_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -111,9 +109,7 @@ class ModelConfig:
             )
         kind = self.rope_parameters.get("rope_type")
         if kind not in ROPE_TYPES:
-            raise CheckpointError(
-                source, "rope_type", f"expected one of {', '.join(ROPE_TYPES)}, got {kind!r}"
-            )
+            raise CheckpointError(source, "rope_type", f"expected one of {', '.join(ROPE_TYPES)}, got {kind!r}")
         for name in ROPE_TYPES[kind]:
             if self.rope_parameters.get(name) is None:
                 raise CheckpointError(source, f"rope_parameters.{name}", f"expected for {kind}, got nothing")
@@ -130,9 +126,7 @@ class ModelConfig:
         """Reads the fields of a Hugging Face configuration; errors name ``source`` and the field."""
         kind = raw.get("model_type")
         if kind not in ARCHITECTURES:
-            raise CheckpointError(
-                source, "model_type", f"expected one of {', '.join(ARCHITECTURES)}, got {kind!r}"
-            )
+            raise CheckpointError(source, "model_type", f"expected one of {', '.join(ARCHITECTURES)}, got {kind!r}")
         # An explicit null means none, an absent field means the family's default.
         given = {k: v for k, v in {**_FAMILY_DEFAULTS[kind], **raw}.items() if v is not None}
         if given.get("hidden_act", "silu") != "silu":

@@ -54,9 +54,7 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim, self.window = head_dim, window
         self.total_heads = num_heads + 2 * num_kv_heads
-        self.qkv_proj = Linear(
-            hidden_size, self.total_heads * head_dim, bias=bias, dtype=dtype, device=device
-        )
+        self.qkv_proj = Linear(hidden_size, self.total_heads * head_dim, bias=bias, dtype=dtype, device=device)
         self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=out_bias, dtype=dtype, device=device)
         for name in ("q_norm", "k_norm"):
             norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps, dtype=dtype, device=device)

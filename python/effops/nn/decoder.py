@@ -23,9 +23,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = input_layernorm
         self.post_attention_layernorm = post_attention_layernorm
 
-    def forward(
-        self, x: Tensor, rope: Rope, cache: LayerCache | None = None, step: Step | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None, step: Step | None = None) -> Tensor:
         own: Any = self._modules
         x = own["self_attn"].forward(own["input_layernorm"].forward(x), rope, cache, step, x)
         return own["mlp"].forward(own["post_attention_layernorm"].forward(x), x)

@@ -138,9 +138,7 @@ class RotaryEmbedding:
         elif kind == "longrope":
             rows = trained
         with torch.inference_mode(False), torch.no_grad():
-            inverse, scale = inverse_frequencies(
-                self.dim, self.parameters, self.max_position_embeddings, length
-            )
+            inverse, scale = inverse_frequencies(self.dim, self.parameters, self.max_position_embeddings, length)
             angles = torch.arange(rows, dtype=torch.float32)[:, None] * inverse
             self._tables = ((angles.cos() * scale).to(device), (angles.sin() * scale).to(device))
         self._range = range(first, rows + 1)

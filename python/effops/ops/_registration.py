@@ -45,9 +45,7 @@ def _attention_backward_fake(
     lse: Tensor,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sinks = q.new_empty(
-        (q.shape[0] if options.get("sink_logits") is not None else 0, q.shape[-2]), dtype=_lse_dtype(q)
-    )
+    sinks = q.new_empty((q.shape[0] if options.get("sink_logits") is not None else 0, q.shape[-2]), dtype=_lse_dtype(q))
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
 
 
@@ -105,9 +103,7 @@ def _silu_mul_fake(x: Tensor) -> Tensor:
 
 
 def _needs_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
-    )
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
 
 
 class _Attention(torch.autograd.Function):
@@ -160,9 +156,7 @@ def _attention_autograd(name: str) -> Callable[..., Any]:
         if not _needs_grad(args, kwargs):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args, **kwargs)
-        return _Attention.apply(
-            name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)]
-        )
+        return _Attention.apply(name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)])
 
     return kernel
 

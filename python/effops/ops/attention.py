@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -16,14 +16,12 @@ _append_kv = torch.ops.effops.append_kv.default
 
 
 @overload
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: object
-) -> Tensor: ...
+def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: object) -> Tensor: ...
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: object
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Any
 ) -> tuple[Tensor, Tensor]: ...
-def attention(
+def attention(  # type: ignore[misc]  # the overloads spell the options loosely
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -84,7 +82,29 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+@overload
 def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Any,
+) -> Tensor: ...
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    return_lse: Literal[True],
+    **options: Any,
+) -> tuple[Tensor, Tensor]: ...
+def varlen_attention(  # type: ignore[misc]
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -20,9 +20,7 @@ def pack_weight(w: Tensor, format: str | None = None) -> Tensor:
     return w.to(formats[format])
 
 
-def packed_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
-) -> Tensor:
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
     """x [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]. ``weight`` may also offer ``dequantize()``."""
     matrix = weight if isinstance(weight, Tensor) else weight.dequantize()
     y = _widen(x) @ matrix.to(_widen(x).dtype).mT
