@@ -1,0 +1,211 @@
+"""How far a correct result may lie from the exact one: derived, elementwise error bounds of every op.
+
+Each function takes the arguments of the op of its name, computes the exact result in float64 and returns an
+:class:`Interval` a result. The derivations use the standard model of rounding, ``fl(a + b) = (a + b)(1 + d)`` with
+``|d| <= u``, and hold for any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3):
+
+    u    unit roundoff of the inputs' dtype       w    that of the compute type: float32, or float64 for float64
+    g(n) = n w / (1 - n w), the bound of n chained roundings
+
+For float64 inputs the exact result is itself computed in float64, so its own error is added: the bound is doubled.
+Values below the smallest normal float32 may flush to zero; ``FLUSH`` terms account for it. The bounds hold for finite
+inputs; what lies outside a sequence's valid keys may be anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from effops.reference.attention import _per_sequence, attention, merge_states
+from effops.reference.layer import packed_linear, rms_norm, rotary, silu_mul
+
+ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+FLUSH = 2.0**-126
+RESCALE_KEYS = 16  # the running maximum of a softmax changes at most once in so many keys
+
+
+class Interval(NamedTuple):
+    """The exact result and how far a computed one may be from it, float64, elementwise."""
+
+    value: Tensor
+    error: Tensor
+
+    def ratio(self, got: Tensor) -> Tensor:
+        """|got - value| / error: at most 1 where ``got`` is right; infinite where it is NaN or infinitely far."""
+        got = got.to(torch.float64)
+        distance = torch.where(got == self.value, 0.0, (got - self.value).abs())  # -inf equals -inf
+        return torch.where(distance == 0, 0.0, distance / self.error).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+    def worst(self, got: Tensor) -> float:
+        """The largest ratio; infinite for a wrong shape, 0 for no elements."""
+        if got.shape != self.value.shape:
+            return torch.inf
+        return self.ratio(got).max().item() if got.numel() else 0.0
+
+
+def _compute_roundoff(dtype: torch.dtype) -> float:
+    return ROUNDOFF[dtype] if dtype == torch.float64 else ROUNDOFF[torch.float32]
+
+
+def _chain(n: Tensor | float, w: float) -> Any:
+    return n * w / (1 - n * w)
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """What rounding a result to the dtype may lose near zero."""
+    return 2.0**-25 if dtype == torch.float16 else FLUSH
+
+
+def _interval(value: Tensor, error: Tensor, dtype: torch.dtype) -> Interval:
+    return Interval(value, 2 * error if dtype == torch.float64 else error)
+
+
+def _wide(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().to(torch.float64)
+
+
+def attention_bound(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Interval, Interval]:
+    """out and lse of ``attention``: q [B,T,H,D], k [B,L,G,D], v [B,L,G,Dv], the op's options.
+
+    With n existing keys in a sequence, S the largest of scale · sum_d |q_d||k_d| over them and M = min(S, softcap):
+
+    - a score is off by at most ``g(D + 3) S``, and by 16 w M more through tanh, whose slope is at most 1;
+    - a weight exp(s - m) has this as relative error, plus w |s - m| <= 2 w M of the subtraction and 4 w of exp;
+      rescaling to a new maximum, at most n / RESCALE_KEYS + 4 times, adds 5 w each time and differences of maxima that
+      telescope to |s - m|. Together the weights are right up to a factor in [1 - e, 1 + e], e = expm1(sum);
+    - probabilities are rounded to v's dtype (u), both sums have n terms (g(n + 3)), so that numerator and denominator
+      bound ``|out' - out| <= A ((1 + e)(1 + u)(1 + g) / ((1 - e)(1 - g)) - 1)`` with A = sum_j p_j |v_j|;
+      the result is rounded once more (u);
+    - lse takes the denominator's error, and w for each of m, log and their sum.
+
+    A sink is a key without score error; |sink - m| joins the range of scores. ``return_lse`` has no meaning here.
+    """
+    options = {**options, "return_lse": True}
+    u, w = ROUNDOFF[q.dtype], _compute_roundoff(q.dtype)
+    q64, k64, v64 = (x.detach().to(torch.float64) for x in (q, k, v))
+    sinks = options["sink_logits"] = _wide(options.get("sink_logits"))
+    out, lse = attention(q64, k64, v64, **options)
+    magnitude, _ = attention(q64, k64, v64.abs(), **options)
+
+    batch, capacity, head_dim, group = q.shape[0], k.shape[1], q.shape[3], q.shape[2] // k.shape[2]
+    scale = abs(head_dim**-0.5 if options.get("scale") is None else options["scale"])
+    ends = _per_sequence(options.get("kv_lens"), capacity, batch, q.device)
+    starts = _per_sequence(options.get("kv_starts"), 0, batch, q.device).clamp(max=ends)
+    j = torch.arange(capacity, device=q.device)
+    exists = ((starts[:, None] <= j) & (j < ends[:, None]))[:, :, None, None]
+    k_abs, v_abs = (torch.where(exists, x.abs(), 0).repeat_interleave(group, 2) for x in (k64, v64))
+    products = torch.einsum("bthd,blhd->bthl", q64.abs(), k_abs)
+    largest = scale * torch.nn.functional.pad(products, (0, 1)).amax(-1)
+    n = (ends - starts).to(torch.float64)[:, None, None]
+
+    softcap = options.get("softcap") or 0.0
+    top = largest.clamp(max=softcap) if softcap else largest
+    spread = 2 * top if sinks is None else 2 * top + sinks.abs()
+    score = _chain(head_dim + 3, w) * largest + (16 * w * top if softcap else 0.0)
+    score = score + scale * head_dim * FLUSH * (q64.abs().amax(-1) + k_abs.amax((1, 3))[:, None]) if capacity else score
+    weight = torch.expm1(score + w * (2 * spread + 5 * (n / RESCALE_KEYS + 4) + 8)).clamp(max=1.0)
+    sums = _chain(n + 3, w)
+    relative = (1 + weight) * (1 + u) * (1 + sums) / ((1 - weight) * (1 - sums)) - 1
+    flush = FLUSH * (n * v_abs.amax((1, 3))[:, None] + 2)[..., None] if capacity else FLUSH
+    out_error = magnitude * ((1 + relative) * (1 + u) - 1)[..., None] + flush + _smallest(q.dtype)
+
+    finite = torch.where(lse.isfinite(), lse.abs(), 0.0)
+    lse_error = -torch.log1p(-weight) - torch.log1p(-sums) + w * (2 * spread + 4 * finite + 8)
+    empty = lse == -torch.inf
+    out_error = torch.where(empty[..., None], 0.0, out_error)
+    return _interval(out, out_error, q.dtype), _interval(lse, torch.where(empty, 0.0, lse_error), q.dtype)
+
+
+def varlen_attention_bound(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **options: Any
+) -> tuple[Interval, Interval]:
+    """out and lse of ``varlen_attention``: each sequence's bound; rows of no sequence are exactly 0 and -inf."""
+    rows, heads, v_dim = q.shape[0], q.shape[1], v.shape[2]
+    out, lse = (Interval(*(q.new_zeros(shape, dtype=torch.float64) for _ in range(2)))
+                for shape in ((rows, heads, v_dim), (rows, heads)))  # fmt: skip
+    lse.value.fill_(-torch.inf)
+    per_sequence = ("kv_starts", "prefix_lens")
+    offsets_q, offsets_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for b in range(len(offsets_q) - 1):
+        own = {name: x[b : b + 1] if name in per_sequence and x is not None else x for name, x in options.items()}
+        own.pop("max_q_len", None)
+        mine, keys = slice(offsets_q[b], offsets_q[b + 1]), slice(offsets_k[b], offsets_k[b + 1])
+        for whole, part in zip((out, lse), attention_bound(q[None, mine], k[None, keys], v[None, keys], **own),
+                               strict=True):  # fmt: skip
+            whole.value[mine], whole.error[mine] = part.value[0], part.error[0]
+    return out, lse
+
+
+def merge_states_bound(outs: Tensor, lses: Tensor) -> tuple[Interval, Interval]:
+    """out and lse of ``merge_states``: outs [P,...,D], lses [P,...].
+
+    A weight exp(lse_p - lse) takes w for each of the logarithm, exp and their rounding, and w |lse| for every sum and
+    difference of logarithms; the weighted sum has P terms.
+    """
+    u, w, parts = ROUNDOFF[outs.dtype], _compute_roundoff(outs.dtype), outs.shape[0]
+    o64, l64 = outs.detach().to(torch.float64), lses.detach().to(torch.float64)
+    out, lse = merge_states(o64, l64)
+    magnitude, _ = merge_states(o64.abs(), l64)
+    largest = torch.where(l64.isfinite(), l64.abs(), 0.0).amax(0)
+    lse_error = w * (4 * largest + parts + 16)
+    relative = (1 + torch.expm1(2 * lse_error)) * (1 + _chain(parts + 2, w)) * (1 + u) - 1
+    out_error = magnitude * relative[..., None] + parts * FLUSH * (1 + magnitude) + _smallest(outs.dtype)
+    empty = lse == -torch.inf
+    out_error = torch.where(empty[..., None], 0.0, out_error)
+    return _interval(out, out_error, outs.dtype), _interval(lse, torch.where(empty, 0.0, lse_error), outs.dtype)
+
+
+def packed_linear_bound(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
+) -> Interval:
+    """``packed_linear``: sums of K products and two addends (g(K + 3)); on the GEMM path the product and its bias are
+    rounded before the residual comes (u), the result always (u)."""
+    u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), x.shape[-1]
+    x64, w64, b64, r64 = _wide(x), _wide(weight), _wide(bias), _wide(residual)
+    assert x64 is not None and w64 is not None
+    product = packed_linear(x64, w64, b64)
+    value = product if r64 is None else product + r64
+    absolute = [None if t is None else t.abs() for t in (b64, r64)]
+    magnitude = packed_linear(x64.abs(), w64.abs(), absolute[0], residual=absolute[1])
+    sums = _chain(features + 3, w) * magnitude
+    inner = 0.0 if residual is None else u * (product.abs() + sums)
+    largest = x64.abs().amax() + w64.abs().amax() if x.numel() and weight.numel() else 0.0
+    error = (sums + inner) * (1 + u) + u * value.abs() + FLUSH * (features * largest + 1) + _smallest(x.dtype)
+    return _interval(value, error, x.dtype)
+
+
+def rms_norm_bound(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Interval:
+    """``rms_norm``: the mean square has D positive terms (g(D + 3), halved by the root), then root, division, the
+    weight's offset and two products round once each; the result is rounded to the dtype."""
+    u, w = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype)
+    value = rms_norm(x.detach().to(torch.float64), weight.detach().to(torch.float64), eps, weight_offset=weight_offset)
+    relative = (1 + _chain(x.shape[-1] + 3, w) + 8 * w) * (1 + u) - 1
+    return _interval(value, relative * value.abs() + _smallest(x.dtype), x.dtype)
+
+
+def rotary_bound(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Interval:
+    """``rotary``: two products and their sum round (3 w of the absolute sum), then the result; the dimensions from R
+    on are copies."""
+    u, w, turned = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), 2 * cos.shape[1]
+    wide, c, s = x.detach().to(torch.float64), cos.detach().to(torch.float64), sin.detach().to(torch.float64)
+    value = rotary(wide, c, s, positions)
+    # |a c| + |b s| and |b c| + |a s|: the rotation of absolute values, with the sign of the first half's sine turned.
+    a, b = wide[..., : turned // 2].abs(), wide[..., turned // 2 : turned].abs()
+    c, s = (t.abs()[positions.long()][:, :, None, :] for t in (c, s))
+    magnitude = torch.cat([a * c + b * s, b * c + a * s], -1)
+    error = torch.zeros_like(value)
+    error[..., :turned] = 3 * w * magnitude * (1 + u) + u * value[..., :turned].abs() + _smallest(x.dtype)
+    return _interval(value, error, x.dtype)
+
+
+def silu_mul_bound(x: Tensor) -> Interval:
+    """``silu_mul``: exp (4 w), sum, division and two products; where exp overflows the gate flushes to zero."""
+    u, w = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype)
+    wide = x.detach().to(torch.float64)
+    value = silu_mul(wide)
+    gate, up = wide.chunk(2, -1)
+    relative = (1 + 12 * w) * (1 + u) - 1
+    return _interval(value, relative * value.abs() + FLUSH * gate.abs() * up.abs() + _smallest(x.dtype), x.dtype)
