@@ -1,17 +1,35 @@
 # One relocatable object an instruction set, in which only the kernel table is global: the linker
 # can then not merge an inline function of one instruction set into another's code.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(EFFOPS_ISAS portable avx2 avx512 avx512bf16)
+  set(all_isas portable avx2 avx512 avx512bf16)
 else()
-  set(EFFOPS_ISAS portable)
+  set(all_isas portable)
 endif()
+set(EFFOPS_ISAS "${all_isas}" CACHE STRING "instruction sets to build, slowest first; portable is always one")
+set(EFFOPS_BUILT_ISAS "")
+foreach(isa ${all_isas})
+  if(isa STREQUAL "portable" OR isa IN_LIST EFFOPS_ISAS)
+    list(APPEND EFFOPS_BUILT_ISAS ${isa})
+  endif()
+endforeach()
+foreach(isa ${EFFOPS_ISAS})
+  if(NOT isa IN_LIST all_isas)
+    message(FATAL_ERROR "EFFOPS_ISAS: expected some of ${all_isas} on ${CMAKE_SYSTEM_PROCESSOR}, got ${isa}")
+  endif()
+endforeach()
+# Isas and kernel tables are listed to C++ by the one macro of this header.
+list(TRANSFORM EFFOPS_BUILT_ISAS REPLACE "(.+)" "X(\\1)" OUTPUT_VARIABLE calls)
+list(JOIN calls " " calls)
+file(CONFIGURE OUTPUT generated/built_isas.h CONTENT "#pragma once\n#define EFFOPS_BUILT_ISAS(X) ${calls}\n")
+include_directories(${CMAKE_CURRENT_BINARY_DIR}/generated)
+
 set(EFFOPS_FLAGS_portable "")
 set(EFFOPS_FLAGS_avx2 -mavx2 -mfma -mf16c -DEFFOPS_ISA_AVX2)
 set(EFFOPS_FLAGS_avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -DEFFOPS_ISA_AVX512)
 set(EFFOPS_FLAGS_avx512bf16 ${EFFOPS_FLAGS_avx512} -mavx512vnni -mavx512bf16)
 
 set(EFFOPS_CPU_OBJECTS "")
-foreach(isa ${EFFOPS_ISAS})
+foreach(isa ${EFFOPS_BUILT_ISAS})
   add_library(effops_cpu_${isa} OBJECT csrc/cpu/kernels.cpp)
   target_compile_definitions(effops_cpu_${isa} PRIVATE EFFOPS_ISA=${isa})
   # GCC 12 takes the undefined operand inside its own AVX-512 intrinsics for a mistake of ours.

@@ -1,34 +1,27 @@
+#include <stdexcept>
+#include <string>
+
+#include "built_isas.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
+#define EFFOPS_DECLARE(isa) extern const effops::cpu::Kernels effops_cpu_##isa;
 extern "C" {
-extern const effops::cpu::Kernels effops_cpu_portable;
-#if defined(__x86_64__)
-extern const effops::cpu::Kernels effops_cpu_avx2, effops_cpu_avx512, effops_cpu_avx512bf16;
-#endif
+EFFOPS_BUILT_ISAS(EFFOPS_DECLARE)
 }
 
 namespace effops::cpu {
 
+const Kernels& kernels_of(Isa isa) {
+#define EFFOPS_CASE(name) \
+  if (isa == Isa::name) return effops_cpu_##name;
+  EFFOPS_BUILT_ISAS(EFFOPS_CASE)
+  throw std::logic_error(std::string("kernels of ") + name_of(isa) + " are not in this build");
+}
+
 const Kernels& kernels() {
-  static const Kernels* const table = []() -> const Kernels* {
-#if defined(__x86_64__)
-    switch (chosen_isa()) {
-      case Isa::avx2:
-        return &effops_cpu_avx2;
-      case Isa::avx512:
-        return &effops_cpu_avx512;
-      case Isa::avx512bf16:
-        return &effops_cpu_avx512bf16;
-      case Isa::portable:
-        break;
-    }
-#else
-    chosen_isa();
-#endif
-    return &effops_cpu_portable;
-  }();
-  return *table;
+  static const Kernels& table = kernels_of(chosen_isa());
+  return table;
 }
 
 }  // namespace effops::cpu

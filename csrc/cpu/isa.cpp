@@ -3,10 +3,13 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "built_isas.h"
+
 namespace effops::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512bf16};
+#define EFFOPS_NAME(isa) Isa::isa,
+constexpr Isa kBuilt[] = {EFFOPS_BUILT_ISAS(EFFOPS_NAME)};
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
@@ -44,7 +47,7 @@ const char* name_of(Isa isa) {
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (Isa isa : kAll)
+  for (Isa isa : kBuilt)
     if (supported(isa)) names.push_back(name_of(isa));
   return names;
 }
@@ -53,7 +56,7 @@ Isa chosen_isa() {
   const char* forced = std::getenv("EFFOPS_CPU_ISA");
   if (forced != nullptr && *forced != '\0') {
     std::string choices;
-    for (Isa isa : kAll) {
+    for (Isa isa : kBuilt) {
       if (std::string(forced) == name_of(isa)) {
         if (supported(isa)) return isa;
         throw std::runtime_error(std::string("EFFOPS_CPU_ISA: this processor does not support ") + forced);
@@ -63,7 +66,7 @@ Isa chosen_isa() {
     throw std::runtime_error(std::string("EFFOPS_CPU_ISA: expected one of ") + choices + ", got " + forced);
   }
   Isa best = Isa::portable;
-  for (Isa isa : kAll)
+  for (Isa isa : kBuilt)
     if (supported(isa)) best = isa;
   return best;
 }

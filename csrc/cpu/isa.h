@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels use. EFFOPS_CPU_ISA forces one; an unknown or unsupported
-// value throws std::runtime_error.
+// Which instruction set the CPU kernels use. EFFOPS_CPU_ISA forces one; a value that
+// names none of this build, or one that this processor lacks, throws std::runtime_error.
 #pragma once
 
 #include <string>

@@ -8,6 +8,8 @@
 
 namespace effops::cpu {
 
+enum class Isa;  // isa.h
+
 struct Kernels {
   void (*attention)(const AttentionProblem&, const Parallel&);
   void (*attention_backward)(const AttentionProblem&, const AttentionGradients&, const Parallel&);
@@ -19,7 +21,8 @@ struct Kernels {
   void (*add)(const AddProblem&, const Parallel&);
 };
 
-// The table of the instruction set in use (see isa.h).
+// The table of an instruction set of this build, and of the one in use (see isa.h).
+const Kernels& kernels_of(Isa isa);
 const Kernels& kernels();
 
 }  // namespace effops::cpu
