@@ -1,0 +1,128 @@
+"""The path and the schedule that an op call would take, as text. Nothing runs; torch is not imported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+_DIFFERENTIABLE = "gradient: tiled recompute in the compute type, through out and lse"
+_REFUSED = (
+    "gradient: none, the op raises where an input requires grad; "
+    "effops.nn takes torch's own operators there (and for float64)"
+)
+
+
+def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
+    """Names the backend, loop, splits, tasks, bytes and FLOPs of a call on the CPU, one ``name: value`` a line.
+
+    Args:
+        op: an op of :mod:`effops.ops`.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
+        sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
+            ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
+            merge_states: ``parts, rows, head_dim``; append_kv: ``batch, q_len, kv_heads, head_dim, v_dim``;
+            rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``.
+
+    Raises:
+        ValueError: an unknown op, dtype or size, or sizes that do not fit. RuntimeError: no host module.
+    """
+    if op not in _EXPLAINED:
+        raise ValueError(f"explain: op: expected one of {', '.join(_EXPLAINED)}, got {op!r}")
+    if dtype not in _ITEM_BYTES:
+        raise ValueError(f"explain: dtype: expected one of {', '.join(_ITEM_BYTES)}, got {dtype!r}")
+    try:
+        inspect.signature(_EXPLAINED[op]).bind(dtype=dtype, **sizes)
+    except TypeError as error:
+        raise ValueError(f"explain: {op}: {error}") from None
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"explain: {name}: expected an integer of 0 or more, got {size!r}")
+    return f"op: {op}\ndtype: {dtype}\n" + _EXPLAINED[op](dtype=dtype, **sizes)
+
+
+def _host() -> ModuleType:
+    try:
+        from effops import _host
+    except ImportError as error:
+        raise RuntimeError(f"explain: the host module effops._host is not available: {error}") from None
+    return _host
+
+
+def _attention(
+    *,
+    dtype: str,
+    kv_len: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int = 1,
+    q_len: int = 1,
+    v_dim: int = 0,
+    causal: bool = False,
+    window: int = 0,
+    num_sinks: int = 0,
+) -> str:
+    text: str = _host().explain_attention(
+        dtype=dtype, batch=batch, q_len=q_len, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        v_dim=v_dim or head_dim, causal=causal, window=window, num_sinks=num_sinks,
+    )  # fmt: skip
+    return text + _DIFFERENTIABLE
+
+
+def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1) -> str:
+    text: str = _host().explain_linear(dtype=dtype, rows=rows, n=n, k=k)
+    return text + _REFUSED
+
+
+def _one_pass(dtype: str, loop: str, read: int, written: int, gradient: str = _REFUSED) -> str:
+    """Ops that read their inputs once and write their result once; counts are elements."""
+    item = _ITEM_BYTES[dtype]
+    lines = (
+        "backend: cpu",
+        f"isa: {_host().cpu_isa()}",
+        f"loop: {loop}",
+        f"bytes_read: {read * item}",
+        f"bytes_written: {written * item}",
+        gradient,
+    )
+    return "\n".join(lines)
+
+
+def _merge_states(*, dtype: str, parts: int, rows: int, head_dim: int) -> str:
+    gradient = "gradient: torch's own operators, through out and lse"
+    loop = f"one pass over {rows} rows, {parts} parts each"
+    return _one_pass(dtype, loop, parts * rows * head_dim, rows * head_dim, gradient)
+
+
+def _append_kv(*, dtype: str, kv_heads: int, head_dim: int, batch: int = 1, q_len: int = 1, v_dim: int = 0) -> str:
+    elements = batch * q_len * kv_heads * (head_dim + (v_dim or head_dim))
+    gradient = "gradient: none, the op raises where an input requires grad"
+    return _one_pass(dtype, f"one copy for each of {batch * q_len} tokens, in place", elements, elements, gradient)
+
+
+def _rms_norm(*, dtype: str, dim: int, rows: int = 1) -> str:
+    return _one_pass(dtype, f"two passes over each of {rows} rows", (rows + 1) * dim, rows * dim)
+
+
+def _rotary(*, dtype: str, heads: int, head_dim: int, rows: int = 1) -> str:
+    elements = rows * heads * head_dim
+    return _one_pass(dtype, f"one pass over {rows * heads} rows of a token and a head", elements, elements)
+
+
+def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
+    return _one_pass(dtype, f"one pass over {rows} rows", rows * dim, rows * (dim // 2))
+
+
+_EXPLAINED: dict[str, Callable[..., str]] = {
+    "attention": _attention,
+    "varlen_attention": _attention,
+    "merge_states": _merge_states,
+    "append_kv": _append_kv,
+    "packed_linear": _packed_linear,
+    "rms_norm": _rms_norm,
+    "rotary": _rotary,
+    "silu_mul": _silu_mul,
+}

@@ -1,0 +1,61 @@
+"""``effops explain OP``: the path and the schedule that would run."""
+
+from __future__ import annotations
+
+import argparse
+
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64"}
+SIZES = {  # op: its sizes, with defaults; None is required
+    "attention": {
+        "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
+        "window": 0, "num_sinks": 0,
+    },
+    "varlen_attention": {
+        "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
+        "window": 0, "num_sinks": 0,
+    },
+    "merge_states": {"parts": None, "rows": None, "head_dim": None},
+    "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
+    "packed_linear": {"rows": 1, "n": None, "k": None},
+    "rms_norm": {"rows": 1, "dim": None},
+    "rotary": {"rows": 1, "heads": None, "head_dim": None},
+    "silu_mul": {"rows": 1, "dim": None},
+}  # fmt: skip
+MASKED = ("attention", "varlen_attention")  # these take causal
+
+
+def dtype_name(text: str) -> str:
+    """A dtype's name in full, from either spelling."""
+    if text not in DTYPES and text not in DTYPES.values():
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(DTYPES)}, got {text!r}")
+    return DTYPES.get(text, text)
+
+
+def size(text: str) -> int:
+    """An integer of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of 0 or more, got {text!r}")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    ops = parser.add_subparsers(dest="op", metavar="OP", required=True)
+    for op, sizes in SIZES.items():
+        one = ops.add_parser(op, help=f"the schedule of {op}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        one.add_argument("--dtype", type=dtype_name, default="float32", metavar="|".join(DTYPES), help="element type")
+        for name, default in sizes.items():
+            flag = f"--{name.replace('_', '-')}"
+            if default is None:
+                one.add_argument(flag, type=size, required=True, help="required")
+            else:
+                one.add_argument(flag, type=size, default=default, help="0: none" if default == 0 else "size")
+        if op in MASKED:
+            one.add_argument("--causal", action="store_true", help="bottom-right causal mask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from effops._explain import explain
+
+    names = ["dtype", *SIZES[arguments.op], *(["causal"] if arguments.op in MASKED else [])]
+    print(explain(arguments.op, **{name: getattr(arguments, name) for name in names}))
+    return 0
