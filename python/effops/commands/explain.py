@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64"}
-SIZES = {  # op: its sizes, with defaults; None is required
+SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; None is required
     "attention": {
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
         "window": 0, "num_sinks": 0,

@@ -1,0 +1,1 @@
+"""Measurements and checks that ship with the library: benchmarks against floors and peers, the self-test, the demo."""

@@ -1,0 +1,267 @@
+"""Seeded cases of every op against the exact result, each within its derived bound (:mod:`effops.reference.bounds`).
+
+A case returns its worst ratio of error to bound: up to 1 is right. Checks of equality return 0 or infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effops import ops, reference
+from effops.reference import bounds
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check: ``run()`` is the worst ratio of error to bound."""
+
+    op: str
+    name: str
+    run: Callable[[], float]
+
+
+def cases() -> Iterator[Case]:
+    """All cases, in a fixed order; inputs are drawn from each case's own seed when it runs."""
+    for name, dtype in DTYPES.items():
+        for family in (_attention_cases, _other_attention_cases, _cache_cases, _layer_cases):
+            for case in family(dtype):
+                yield Case(case.op, f"{name} {case.name}", case.run)
+    yield from _gradient_cases()
+
+
+class _Draw:
+    """Seeded inputs of one dtype."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.generator, self.dtype = torch.Generator().manual_seed(seed), dtype
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+
+    def cache(self, batch: int, tokens: int, heads: int, dim: int) -> Tensor:
+        """A [B,L,G,D] view of heads-major memory."""
+        return self(batch, heads, tokens, dim).transpose(1, 2)
+
+
+def _int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _equal(got: Tensor, expected: Tensor) -> float:
+    return 0.0 if torch.equal(got, expected) else math.inf
+
+
+def _worst(intervals: Any, results: Any) -> float:
+    return max(interval.worst(got) for interval, got in zip(intervals, results, strict=True))
+
+
+# name: (T, L, H, G, D, Dv), options
+ATTENTION: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "one query, one key": ((1, 1, 2, 1, 16, 16), {}),
+    "decode": ((1, 257, 4, 4, 64, 64), {}),
+    "decode, 4 heads a KV head": ((1, 1300, 8, 2, 128, 128), {}),
+    "decode, 3 heads a KV head, odd dims": ((1, 77, 6, 2, 33, 17), {"causal": True}),
+    "8 heads on one KV head": ((2, 200, 8, 1, 64, 48), {"causal": True}),
+    "lengths 0, 5, 70": ((3, 70, 4, 2, 32, 32), {"kv_lens": (0, 5, 70), "causal": True}),
+    "more queries than keys": ((9, 4, 2, 1, 16, 16), {"causal": True}),
+    "left padding": ((4, 90, 4, 2, 40, 40), {"kv_starts": (0, 20, 88), "causal": True}),
+    "window": ((5, 300, 4, 2, 64, 64), {"causal": True, "window": 37}),
+    "window and sinks": ((1, 300, 4, 2, 64, 64), {"causal": True, "window": 37, "num_sinks": 5}),
+    "head windows": ((3, 200, 4, 2, 64, 64), {"causal": True, "head_windows": (0, 21), "num_sinks": 2}),
+    "prefix": ((30, 40, 4, 2, 32, 32), {"causal": True, "prefix_lens": (0, 15, 40)}),
+    "sink logits": ((2, 50, 4, 2, 32, 32), {"causal": True, "sink_logits": (0.5, -3.0, 8.0, 0.0)}),
+    "softcap and scale": ((4, 60, 4, 2, 32, 32), {"softcap": 5.0, "scale": 0.3}),
+    "prefill": ((70, 70, 6, 2, 64, 64), {"causal": True}),
+    "windowed prefill": ((50, 130, 4, 2, 80, 72), {"causal": True, "window": 33, "kv_lens": (130, 64, 50)}),
+    "long prefill against a cache": ((40, 1100, 4, 1, 128, 128), {"causal": True, "num_sinks": 3, "window": 700}),
+    "no keys": ((2, 0, 2, 2, 16, 16), {}),
+    "no queries": ((0, 5, 2, 2, 16, 16), {}),
+}  # fmt: skip
+
+GRADIENTS = (
+    "decode, 3 heads a KV head, odd dims",
+    "lengths 0, 5, 70",
+    "window and sinks",
+    "sink logits",
+    "softcap and scale",
+    "prefill",
+)
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: torch.tensor(x) if name == "sink_logits" else _int32(*x) if isinstance(x, tuple) else x
+        for name, x in options.items()
+    }
+
+
+def _attention_inputs(seed: int, dtype: torch.dtype, sizes: tuple[int, ...], options: dict[str, Any]) -> list[Tensor]:
+    """Batches of 3; keys outside [kv_start, kv_len) hold NaN, for they must not be read."""
+    tokens, length, heads, kv_heads, dim, v_dim = sizes
+    draw = _Draw(seed, dtype)
+    q = draw(3, tokens, heads, dim)
+    k, v = draw.cache(3, length, kv_heads, dim), draw.cache(3, length, kv_heads, v_dim)
+    for b, end in enumerate(options.get("kv_lens", ())):
+        k[b, end:], v[b, end:] = math.nan, math.nan
+    for b, start in enumerate(options.get("kv_starts", ())):
+        k[b, :start], v[b, :start] = math.nan, math.nan
+    return [q, k, v]
+
+
+def _attention_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for seed, (name, (sizes, options)) in enumerate(ATTENTION.items()):
+
+        def run(seed: int = seed, sizes: tuple[int, ...] = sizes, options: dict[str, Any] = options) -> float:
+            q, k, v = _attention_inputs(seed, dtype, sizes, options)
+            named = _options(options)
+            got = ops.attention(q, k, v, return_lse=True, **named)
+            return _worst(bounds.attention_bound(q, k, v, **named), got)
+
+        yield Case("attention", name, run)
+
+
+def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def batch_composition() -> float:
+        q, k, v = _attention_inputs(1, dtype, (2, 400, 4, 2, 64, 64), {})
+        whole = ops.attention(q, k, v, causal=True)
+        alone = [ops.attention(*(x[b : b + 1] for x in (q, k, v)), causal=True) for b in range(3)]
+        return _equal(torch.cat(alone), whole)
+
+    def thread_count() -> float:
+        q, k, v = _attention_inputs(2, dtype, (1, 3000, 4, 2, 64, 64), {})
+        before, results = torch.get_num_threads(), []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                results.append(ops.attention(q, k, v))
+        finally:
+            torch.set_num_threads(before)
+        return _equal(*results)
+
+    def split_and_merge() -> float:
+        """The merge of parts over split keys against the whole: each part is off by its bound, weighted as the
+        merge does; their lse errors move the weights; the merge adds its own error."""
+        q, k, v = _attention_inputs(3, dtype, (2, 300, 4, 2, 64, 48), {})
+        cuts = [slice(0, 100), slice(100, 100), slice(100, 300)]
+        exact = [bounds.attention_bound(q, k[:, c], v[:, c]) for c in cuts]
+        parts = [ops.attention(q, k[:, c], v[:, c], return_lse=True) for c in cuts]
+        outs, lses = (torch.stack(x) for x in zip(*parts, strict=True))
+        whole, whole_lse = bounds.attention_bound(q, k, v)
+        own, own_lse = bounds.merge_states_bound(outs, lses)
+        lse_error = torch.stack([lse.error for _, lse in exact]).amax(0)
+        weights = torch.stack([lse.value for _, lse in exact])
+        off = reference.merge_states(torch.stack([out.error for out, _ in exact]), weights)[0]
+        size = reference.merge_states(outs.double().abs(), weights)[0]
+        error = off + torch.expm1(2 * lse_error)[..., None] * size + own.error
+        intervals = bounds.Interval(whole.value, error), bounds.Interval(whole_lse.value, lse_error + own_lse.error)
+        return _worst(intervals, ops.merge_states(outs, lses))
+
+    def merge() -> float:
+        draw = _Draw(4, dtype)
+        outs, lses = (
+            draw(6, 5, 3, 33),
+            8 * _Draw(5, torch.float64 if dtype == torch.float64 else torch.float32)(6, 5, 3),
+        )
+        lses[2], lses[:, 1] = -torch.inf, -torch.inf
+        return _worst(bounds.merge_states_bound(outs, lses), ops.merge_states(outs, lses))
+
+    def ragged() -> float:
+        draw = _Draw(6, dtype)
+        q, k, v = draw(40, 4, 48), draw(260, 2, 48), draw(260, 2, 32)
+        cu_q, cu_k = _int32(0, 1, 1, 4, 37), _int32(0, 0, 50, 200, 251)  # rows 37.. belong to no sequence
+        options: dict[str, Any] = {"causal": True, "window": 60, "num_sinks": 2}
+        got = ops.varlen_attention(q, k, v, cu_q, cu_k, return_lse=True, **options)
+        return _worst(bounds.varlen_attention_bound(q, k, v, cu_q, cu_k, **options), got)
+
+    yield Case("attention", "bitwise the same alone and in a batch", batch_composition)
+    yield Case("attention", "bitwise the same on 1 and 3 threads", thread_count)
+    yield Case("merge_states", "split and merge is the whole", split_and_merge)
+    yield Case("merge_states", "6 parts, some empty", merge)
+    yield Case("varlen_attention", "lengths 0 to 150", ragged)
+
+
+def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def append() -> float:
+        draw = _Draw(7, dtype)
+        caches = draw.cache(2, 9, 2, 33), draw.cache(2, 9, 2, 17)
+        expected = tuple(c.clone() for c in caches)
+        new = draw(2, 3, 2, 33), draw(2, 3, 2, 17)
+        slots = torch.tensor([[8, -1, 0], [2, 3, 4]], dtype=torch.int32)
+        ops.append_kv(*caches, *new, slots)
+        reference.append_kv(*expected, *new, slots)
+        return max(_equal(a, b) for a, b in zip(caches, expected, strict=True))
+
+    yield Case("append_kv", "slots out of order, one skipped", append)
+
+
+def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for rows in (1, 2, 3, 8, 16, 17, 40):
+
+        def linear(rows: int = rows) -> float:
+            draw = _Draw(rows, dtype)
+            x, w, b, r = draw(rows, 333), draw(75, 333), draw(75), draw(rows, 75)
+            packed = w if dtype == torch.float64 else ops.pack_weight(w)  # float64 has no packed format
+            full = bounds.packed_linear_bound(x, w, b, residual=r).worst(ops.packed_linear(x, w, b, residual=r))
+            return max(full, bounds.packed_linear_bound(x, w).worst(ops.packed_linear(x, packed)))
+
+        yield Case("packed_linear", f"{rows} rows", linear)
+
+    def norm(rows: int, dim: int, offset: float) -> float:
+        draw = _Draw(dim, dtype)
+        x, w = draw(rows, dim), draw(dim)
+        return bounds.rms_norm_bound(x, w, 1e-5, weight_offset=offset).worst(
+            ops.rms_norm(x, w, 1e-5, weight_offset=offset)
+        )
+
+    def turn(dim: int, turned: int) -> float:
+        draw = _Draw(dim, dtype)
+        x, angles = draw(2, 5, 3, dim), _Draw(dim + 1, torch.float32)(50, turned // 2)
+        positions = torch.randint(0, 50, (2, 5), generator=draw.generator, dtype=torch.int32)
+        arguments = x, angles.cos(), angles.sin(), positions
+        return bounds.rotary_bound(*arguments).worst(ops.rotary(*arguments))
+
+    def gate(rows: int, dim: int) -> float:
+        x = 4 * _Draw(dim, dtype)(rows, dim)
+        return bounds.silu_mul_bound(x).worst(ops.silu_mul(x))
+
+    for rows, dim, offset in ((1, 1, 0.0), (7, 333, 0.0), (40, 1024, 1.0), (0, 8, 0.0)):
+        yield Case("rms_norm", f"{rows} rows of {dim}", partial(norm, rows, dim, offset))
+    for dim, turned in ((64, 64), (80, 22), (6, 2)):
+        yield Case("rotary", f"{turned} of {dim} dims", partial(turn, dim, turned))
+    for rows, dim in ((1, 2), (9, 666), (40, 2048), (0, 8)):
+        yield Case("silu_mul", f"{rows} rows of {dim}", partial(gate, rows, dim))
+
+
+def _gradient_cases() -> Iterator[Case]:
+    """Gradients in float64 against autograd of the reference. Both run the same float64 products in other orders:
+    a few thousand roundings of 2^-53, hence 1e-11 of the largest entry."""
+
+    def gradients(sizes: tuple[int, ...], options: dict[str, Any]) -> float:
+        leaves = [t.requires_grad_() for t in _attention_inputs(8, torch.float64, sizes, options)]
+        named = _options(options)
+        if "sink_logits" in named:
+            leaves.append(named["sink_logits"].requires_grad_())
+        found = []
+        for function in (ops.attention, reference.attention):
+            out, lse = function(*leaves[:3], return_lse=True, **named)
+            loss = (out * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum() + lse[lse.isfinite()].sum()
+            found.append(torch.autograd.grad(loss, leaves))
+        pairs = zip(*found, strict=True)
+        return max(bounds.Interval(b.double(), _gradient_error(b)).worst(a) for a, b in pairs)
+
+    for name in GRADIENTS:
+        yield Case("attention", f"f64 gradient: {name}", partial(gradients, *ATTENTION[name]))
+
+
+def _gradient_error(gradient: Tensor) -> Tensor:
+    exactness = 1e-11 if gradient.dtype == torch.float64 else 4 * bounds.ROUNDOFF[gradient.dtype]
+    return torch.full_like(gradient, exactness * (1 + gradient.abs().max().item()), dtype=torch.float64)
