@@ -1,0 +1,78 @@
+// linear: all products and sums of these inputs are exact in float32, so the one rounding of the output
+// is all the error there may be.
+#include "check.h"
+#include "kernels_under_test.h"
+#include "tensor.h"
+#include "threads.h"
+
+namespace effops::test {
+namespace {
+
+struct LinearCase {
+  int64_t rows, in, out;
+  bool bias = false, residual = false;
+  Layout layout = Layout::contiguous;  // of x, and of the weight's and the residual's rows
+};
+
+void check_linear(const LinearCase& c, DType dtype) {
+  Random random(static_cast<uint32_t>(c.rows * 1000 + c.in * 10 + c.out));
+  const Layout rows_only = c.layout == Layout::strided ? Layout::gapped : c.layout;
+  Tensor x(dtype, {1, 1, c.rows, c.in}, c.layout), weight(dtype, {1, 1, c.out, c.in}, rows_only);
+  Tensor bias(dtype, {1, 1, 1, c.out}), residual(dtype, {1, 1, c.rows, c.out}, rows_only);
+  Tensor y(dtype, {1, 1, c.rows, c.out});
+  for (Tensor* t : {&x, &weight, &bias, &residual}) {
+    t->fill(random);
+    t->freeze();
+  }
+  LinearProblem p;
+  p.dtype = dtype;
+  p.rows = c.rows;
+  p.in = c.in;
+  p.out = c.out;
+  p.x = x.data();
+  p.weight = weight.data();
+  p.bias = c.bias ? bias.data() : nullptr;
+  p.residual = c.residual ? residual.data() : nullptr;
+  p.x_row = x.stride(2);
+  p.x_stride = x.stride(3);
+  p.weight_row = weight.stride(2);
+  p.residual_row = residual.stride(2);
+  p.y = y.data();
+  kernels_under_test().linear(p, std_threads(3));
+  for (int64_t r = 0; r < c.rows; ++r)
+    for (int64_t n = 0; n < c.out; ++n) {
+      double want = (c.bias ? bias.get(0, 0, 0, n) : 0) + (c.residual ? residual.get(0, 0, r, n) : 0);
+      for (int64_t i = 0; i < c.in; ++i) want += x.get(0, 0, r, i) * weight.get(0, 0, n, i);
+      const double got = y.get(0, 0, r, n), limit = dtype == DType::f32 ? 0 : std::abs(want) * roundoff(dtype);
+      CHECK(near(got, want, limit), "y[", r, ",", n, "] ", got, " for ", want, " ", name_of(dtype), " rows ", c.rows,
+            " in ", c.in, " out ", c.out, " layout ", int(c.layout));
+    }
+}
+
+void check_linear(const LinearCase& c) {
+  for (DType dtype : kDTypes) check_linear(c, dtype);
+}
+
+TEST(linear_rows) {
+  for (int64_t rows = 0; rows <= kLinearRows; ++rows) check_linear({rows, 37, 21, true, true});
+}
+
+TEST(linear_features) {
+  for (int64_t out : {0, 1, 2, 3, 15, 16, 17, 63, 64, 65, 130})
+    for (int64_t rows : {1, 2, 3}) check_linear({rows, 19, out, true, false});
+}
+
+TEST(linear_depths) {
+  for (int64_t in : {0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100})
+    for (int64_t rows : {1, 4}) check_linear({rows, in, 18, false, true});
+}
+
+TEST(linear_layouts) {
+  for (Layout layout : {Layout::gapped, Layout::strided})
+    for (int64_t rows : {1, 2, 4, 5}) check_linear({rows, 33, 17, true, true, layout});
+}
+
+TEST(linear_on_threads) { check_linear({3, 200, 300, true, true}); }
+
+}  // namespace
+}  // namespace effops::test
