@@ -192,13 +192,13 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
 def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
     def append() -> float:
         draw = _Draw(7, dtype)
-        caches = draw.cache(2, 9, 2, 33), draw.cache(2, 9, 2, 17)
-        expected = tuple(c.clone() for c in caches)
-        new = draw(2, 3, 2, 33), draw(2, 3, 2, 17)
+        k_cache, v_cache = draw.cache(2, 9, 2, 33), draw.cache(2, 9, 2, 17)
+        k_expected, v_expected = k_cache.clone(), v_cache.clone()
+        k, v = draw(2, 3, 2, 33), draw(2, 3, 2, 17)
         slots = torch.tensor([[8, -1, 0], [2, 3, 4]], dtype=torch.int32)
-        ops.append_kv(*caches, *new, slots)
-        reference.append_kv(*expected, *new, slots)
-        return max(_equal(a, b) for a, b in zip(caches, expected, strict=True))
+        ops.append_kv(k_cache, v_cache, k, v, slots)
+        reference.append_kv(k_expected, v_expected, k, v, slots)
+        return max(_equal(k_cache, k_expected), _equal(v_cache, v_expected))
 
     yield Case("append_kv", "slots out of order, one skipped", append)
 

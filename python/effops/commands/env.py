@@ -67,7 +67,7 @@ def collect() -> dict[str, Any]:
         "effops": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "cpu": {"model": cpu_model(), "count": os.cpu_count()},
         "torch": probed.get("torch", {"error": probed["ended"]}),
         "library": {
             "path": str(path) if path else None,
@@ -102,7 +102,8 @@ def _probe() -> dict[str, Any]:
     return found
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name as Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

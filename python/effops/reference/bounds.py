@@ -67,7 +67,9 @@ def _wide(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().to(torch.float64)
 
 
-def attention_bound(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Interval, Interval]:
+def attention_bound(
+    q: Tensor, k: Tensor, v: Tensor, *, rounded_scores: bool = False, **options: Any
+) -> tuple[Interval, Interval]:
     """out and lse of ``attention``: q [B,T,H,D], k [B,L,G,D], v [B,L,G,Dv], the op's options.
 
     With n existing keys in a sequence, S the largest of scale · sum_d |q_d||k_d| over them and M = min(S, softcap):
@@ -82,6 +84,8 @@ def attention_bound(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[In
     - lse takes the denominator's error, and w for each of m, log and their sum.
 
     A sink is a key without score error; |sink - m| joins the range of scores. ``return_lse`` has no meaning here.
+    ``rounded_scores`` allows what our kernels never do and other programs may: products rounded to the inputs' dtype
+    before the scale and after it (2 u S).
     """
     options = {**options, "return_lse": True}
     u, w = ROUNDOFF[q.dtype], _compute_roundoff(q.dtype)
@@ -106,6 +110,8 @@ def attention_bound(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[In
     spread = 2 * top if sinks is None else 2 * top + sinks.abs()
     score = _chain(head_dim + 3, w) * largest + (16 * w * top if softcap else 0.0)
     score = score + scale * head_dim * FLUSH * (q64.abs().amax(-1) + k_abs.amax((1, 3))[:, None]) if capacity else score
+    if rounded_scores:
+        score = score + 2 * u * largest
     weight = torch.expm1(score + w * (2 * spread + 5 * (n / RESCALE_KEYS + 4) + 8)).clamp(max=1.0)
     sums = _chain(n + 3, w)
     relative = (1 + weight) * (1 + u) * (1 + sums) / ((1 - weight) * (1 - sums)) - 1

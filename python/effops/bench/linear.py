@@ -1,0 +1,94 @@
+"""Linear layers of few rows against the floor and against peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effops import ops
+from effops.bench.roof import last_level_cache_bytes
+from effops.bench.work import Call, Work
+from effops.reference.bounds import packed_linear_bound
+
+PEERS = ("torch", "torch-f32", "llama.cpp")
+CHECKED = 256  # output features that the check looks at, half from either end
+
+
+@dataclass(frozen=True)
+class Case:
+    """x [rows, k] times the transposed weight [n, k]."""
+
+    dtype: str = "bfloat16"
+    rows: int = 1
+    n: int = 4096
+    k: int = 11008
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows} row{'s' * (self.rows > 1)} × [{self.n}, {self.k}] {self.dtype}"
+
+
+def default_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[Case]:
+    """4096 × 11008 with 1, 4 and 8 rows; then the four weights of an 8B-class decoder layer with one row."""
+    for dtype in dtypes:
+        for rows in (1, 4, 8):
+            yield Case(dtype, rows)
+    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+        yield Case(dtypes[0], n=n, k=k)
+
+
+def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[Case]:
+    for dtype in dtypes:
+        for rows in (1, 8):
+            yield Case(dtype, rows, n=512, k=1024)
+
+
+def work(case: Case, peers: tuple[str, ...]) -> Work:
+    """The weight of a case, copied often enough to outgrow the caches, and everyone who multiplies with it."""
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, case.k, generator=generator).to(dtype) for rows in (case.rows, case.n))
+    copies = max(1, -(-4 * last_level_cache_bytes() // max(1, weight.nbytes)))
+    weights = [weight, *(weight.clone() for _ in range(copies - 1))]
+    forms: dict[str, Callable[[], Call | str]] = {
+        "effops": lambda: lambda i: ops.packed_linear(x, weights[i]),
+        "torch": lambda: lambda i: F.linear(x, weights[i]),
+        "torch-f32": lambda: _torch_f32(x, weights),
+        "llama.cpp": lambda: "has no adapter yet",
+    }
+    return Work(
+        name=case.name,
+        fields=asdict(case),
+        dtype=dtype,
+        bytes=weight.nbytes + x.nbytes + case.rows * case.n * dtype.itemsize,
+        flops=2 * case.rows * case.n * case.k,
+        copies=copies,
+        candidates={name: forms[name]() for name in ("effops", *peers)},
+        check=_checker(x, weight),
+    )
+
+
+def _torch_f32(x: Tensor, weights: list[Tensor]) -> Call | str:
+    """The same values held in float32: twice the bytes."""
+    if x.dtype == torch.float32:
+        return "the weights are float32 already"
+    wide, wide_weights = x.float(), [w.float() for w in weights]
+    return lambda i: F.linear(wide, wide_weights[i])
+
+
+def _checker(x: Tensor, weight: Tensor) -> Callable[[str, Tensor], float]:
+    rows = torch.arange(weight.shape[0])
+    if len(rows) > CHECKED:
+        rows = torch.cat([rows[: CHECKED // 2], rows[-CHECKED // 2 :]])
+    exact = packed_linear_bound(x, weight[rows])
+
+    def check(name: str, out: Tensor) -> float:
+        if out.shape != (x.shape[0], weight.shape[0]):
+            return torch.inf
+        return exact.worst(out[:, rows])
+
+    return check

@@ -1,0 +1,94 @@
+"""The hardware's limits as this process sees them now: read bandwidth R and GEMM peak P. Nothing from a datasheet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from effops import ops
+
+MAX_DRIFT = 0.2  # samples farther apart than this make a row void
+BUFFER_BYTES = 512 << 20
+GEMMS = ((1024, 2048, 1024), (1024, 4096, 1024))  # m, k, n
+
+
+def drift(samples: list[float]) -> float:
+    """How far apart the samples are: 1 - smallest / largest."""
+    return 1 - min(samples) / max(samples) if samples else 0.0
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def last_level_cache_bytes() -> int:
+    """The largest cache that Linux reports; 32 MiB where it reports none."""
+    sizes = [
+        int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        if (text := path.read_text().strip())[-1:] in "KMG" and text[:-1].isdecimal()
+    ]
+    return max(sizes, default=32 << 20)
+
+
+@dataclass
+class Samples:
+    """R and P sampled around and between the timings of one row."""
+
+    read: list[float] = field(default_factory=list)  # bytes/s
+    peak: list[float] = field(default_factory=list)  # FLOP/s
+
+    @property
+    def drift(self) -> float:
+        return max(drift(self.read), drift(self.peak))
+
+    @property
+    def void(self) -> bool:
+        return self.drift > MAX_DRIFT
+
+    def floor(self, bytes_: float, flops: float) -> float:
+        """The least seconds that so many bytes and FLOPs can take."""
+        return max(bytes_ / median(self.read), flops / median(self.peak))
+
+
+class Roof:
+    """Samples R by the best of three read loops over one buffer and P by torch's GEMM of a dtype."""
+
+    def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.buffer = torch.ones(buffer_bytes // 4)
+        matrix, x = self.buffer.view(-1, 4096), torch.ones(1, 4096)
+        self.loops: dict[str, Callable[[], Any]] = {
+            "torch.sum": self.buffer.sum,
+            "torch.amax": self.buffer.amax,
+            "packed_linear": lambda: ops.packed_linear(x, matrix),
+        }
+        self._gemms: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def read(self) -> float:
+        """Bytes a second of the fastest loop."""
+        return self.buffer.nbytes / min(seconds(loop) for loop in self.loops.values())
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """FLOP/s of the fastest GEMM in the type that the kernels of ``dtype`` compute in."""
+        compute = dtype if dtype in (torch.bfloat16, torch.float64) else torch.float32
+        if compute not in self._gemms:
+            self._gemms[compute] = [
+                (torch.ones(m, k, dtype=compute), torch.ones(n, k, dtype=compute)) for m, k, n in GEMMS
+            ]
+            self.peak(dtype)  # the first call of a shape prepares it
+        rates = [2 * m * k * n for m, k, n in GEMMS]
+        times = [seconds(partial(torch.nn.functional.linear, a, b)) for a, b in self._gemms[compute]]
+        return max(rate / t for rate, t in zip(rates, times, strict=True))
+
+    def sample(self, into: Samples, dtype: torch.dtype) -> None:
+        into.read.append(self.read())
+        into.peak.append(self.peak(dtype))

@@ -1,0 +1,83 @@
+"""A benchmark run from parsed arguments to a table and files."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+
+from effops.bench import attention, linear, record, report
+from effops.bench.overhead import host_cost
+from effops.bench.roof import BUFFER_BYTES, Roof
+from effops.bench.timing import Row, measure
+from effops.commands.bench import sizes_given
+
+QUICK_BUFFER_BYTES = 16 << 20
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exit code 1 when a result was wrong."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    module: Any = attention if arguments.family == "attention" else linear
+    cases = _cases(module, arguments)
+    peers = tuple(dict.fromkeys(arguments.peer or module.PEERS))
+    more = {"loops": arguments.loops} if arguments.family == "attention" else {}
+    roof = Roof(QUICK_BUFFER_BYTES if arguments.quick else BUFFER_BYTES)
+    console = Console()
+    rows: list[Row] = []
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        for case in cases:
+            live.update(report.tables(rows, case.name))
+            rows.append(measure(module.work(case, peers, **more), roof, arguments.repeat))
+            gc.collect()  # the next case may need the memory of this one's copies
+    console.print(report.tables(rows))
+    extra: dict[str, Any] = {"quick": arguments.quick, "read_loops": list(roof.loops)}
+    if arguments.family == "attention":
+        extra["host_cost_us"] = host_cost(0.01 if arguments.quick else 0.2)
+        console.print("host cost of a call, µs: " + ", ".join(f"{n} {t:.1f}" for n, t in extra["host_cost_us"].items()))
+    _write(arguments, rows, extra)
+    return _verdict(rows)
+
+
+def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
+    dtypes = tuple(dict.fromkeys(arguments.dtype or ("bfloat16", "float32")))
+    sizes = sizes_given(arguments)
+    if sizes:
+        cases = [module.Case(dtype, **sizes) for dtype in dtypes]
+    else:
+        cases = list((module.quick_cases if arguments.quick else module.default_cases)(dtypes))
+    for case in cases:
+        if isinstance(case, attention.Case):
+            if case.heads % case.kv_heads:
+                raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
+            if case.q_len > case.kv_len:
+                raise ValueError(f"--q-len: expected at most --kv-len = {case.kv_len}, got {case.q_len}")
+    return cases
+
+
+def _write(arguments: argparse.Namespace, rows: list[Row], extra: dict[str, Any]) -> None:
+    if arguments.json:
+        report.write_json(arguments.json, record.context(record.command()), rows, **extra)
+    if arguments.csv:
+        report.write_csv(arguments.csv, rows)
+    if arguments.plot:
+        report.write_plot(arguments.plot, rows)
+
+
+def _verdict(rows: list[Row]) -> int:
+    absent = {name: x.reason for row in rows for name, x in row.results.items() if x.status == "n/a"}
+    for name, reason in absent.items():
+        print(f"n/a {name}: {reason}")
+    wrong = [(row.work.name, name, x.reason) for row in rows for name, x in row.results.items() if x.status == "wrong"]
+    for case, name, reason in wrong:
+        print(f"effops bench: WRONG: {name}: {case}: {reason}", file=sys.stderr)
+    void = sum(row.samples.void for row in rows)
+    if void:
+        print(f"effops bench: {void} of {len(rows)} rows are void: the machine was too unsteady", file=sys.stderr)
+    return 1 if wrong else 0

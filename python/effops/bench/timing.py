@@ -1,0 +1,102 @@
+"""Timing by rounds: every candidate once a round, so that all see the same minute; the roof between the rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from statistics import median, quantiles
+from typing import Any
+
+from effops.bench.roof import Roof, Samples, seconds
+from effops.bench.work import Call, Result, Work
+
+RETRIES = 3
+BLOCK_SECONDS = 2e-3  # short calls are timed in blocks of at least this
+SLOW_SECONDS = 0.5  # calls longer than this are timed in three rounds only
+
+
+@dataclass
+class Row:
+    """The measured row: results by candidate, the samples of the roof, and how often it was repeated as void."""
+
+    work: Work
+    samples: Samples
+    results: dict[str, Result]
+    retries: int
+
+    @property
+    def floor(self) -> float:
+        return self.samples.floor(self.work.bytes, self.work.flops)
+
+    @property
+    def memory_bound(self) -> bool:
+        return self.samples.floor(self.work.bytes, 0) >= self.samples.floor(0, self.work.flops)
+
+    def rate(self, name: str) -> float | None:
+        """GB/s where memory binds, GFLOP/s where arithmetic does."""
+        time = self.median(name)
+        return None if time is None else (self.work.bytes if self.memory_bound else self.work.flops) / time / 1e9
+
+    def median(self, name: str) -> float | None:
+        times = self.results[name].times
+        return median(times) if self.results[name].status == "ok" and times else None
+
+    def spread(self, name: str) -> float:
+        """Half the distance of the quartiles, relative to the median."""
+        times = self.results[name].times
+        if len(times) < 2:
+            return 0.0
+        low, _, high = quantiles(times, n=4)
+        return (high - low) / 2 / median(times)
+
+
+def measure(work: Work, roof: Roof, rounds: int) -> Row:
+    """Checks every candidate's result, then times those that are right; a void row is measured again."""
+    results = {name: _checked(work, name, call) for name, call in work.candidates.items()}
+    calls = {name: work.candidates[name] for name, result in results.items() if result.status == "ok"}
+    for retries in range(RETRIES + 1):  # noqa: B007
+        samples = Samples()
+        times = _timed(work, {n: c for n, c in calls.items() if not isinstance(c, str)}, roof, rounds, samples)
+        if not samples.void:
+            break
+    for name, result in results.items():
+        if name in times:
+            result.times = times[name]
+            if samples.void:
+                result.status, result.reason = "void", f"bandwidth or peak drifted by {samples.drift:.0%}"
+    return Row(work, samples, results, retries)
+
+
+def _checked(work: Work, name: str, call: Call | str) -> Result:
+    if isinstance(call, str):
+        return Result("n/a", call)
+    try:
+        ratio = work.check(name, call(0))
+    except Exception as error:  # whatever a peer raises, the row goes on without it
+        return Result("wrong", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    if not ratio <= 1:
+        return Result("wrong", f"error / bound = {ratio:.3g}", ratio)
+    return Result("ok", check=ratio)
+
+
+def _timed(work: Work, calls: dict[str, Call], roof: Roof, rounds: int, samples: Samples) -> dict[str, list[float]]:
+    once = {name: seconds(partial(call, 1 % work.copies)) for name, call in calls.items()}  # warm-up
+    block = {name: max(1, math.ceil(BLOCK_SECONDS / max(t, 1e-9))) for name, t in once.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    roof.sample(samples, work.dtype)
+    turn = 0
+    for i in range(rounds):
+        for name, call in calls.items():
+            if once[name] > SLOW_SECONDS and i >= 3:
+                continue
+            turn += block[name]
+            times[name].append(seconds(partial(_block, call, turn, block[name], work.copies)) / block[name])
+        roof.sample(samples, work.dtype)
+    return times
+
+
+def _block(call: Call, first: int, count: int, copies: int) -> Any:
+    for i in range(first, first + count):
+        result = call(i % copies)
+    return result

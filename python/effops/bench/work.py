@@ -1,0 +1,42 @@
+"""One row of a benchmark: what is computed, by whom, at which cost, and how its results are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Call = Callable[[int], Any]  # the argument chooses one of the rotated copies of the inputs
+
+
+class Missing(Exception):
+    """A candidate that cannot run here; the message says why."""
+
+
+@dataclass
+class Work:
+    """Fewest bytes and FLOPs, and the candidates by name: a call, or the reason why there is none.
+
+    ``check(name, result)`` is the worst ratio of error to bound of the result on copy 0; over 1 is wrong.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    dtype: torch.dtype
+    bytes: int
+    flops: int
+    copies: int
+    candidates: dict[str, Call | str]
+    check: Callable[[str, Any], float]
+
+
+@dataclass
+class Result:
+    """What became of one candidate: status is ok, n/a, wrong or void."""
+
+    status: str
+    reason: str = ""
+    check: float | None = None
+    times: list[float] = field(default_factory=list)
