@@ -83,6 +83,8 @@ def write_plot(path: Path, rows: list[Row]) -> None:
             for at, row in enumerate(rows)
             if name in row.results and (time := row.median(name)) is not None
         ]
+        if not bars:
+            continue
         axes.barh([y for y, _ in bars], [x for _, x in bars], height, label=name)
     axes.set_yticks([at + 0.4 - height / 2 for at in range(len(rows))], [row.work.name for row in rows])
     axes.invert_yaxis()

@@ -88,7 +88,8 @@ def collect() -> dict[str, Any]:
 
 def _probe() -> dict[str, Any]:
     """What the child said, by part; ``ended`` says how it ended."""
-    child = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    options = ["-S"] if sys.flags.no_site else []  # the child sees the packages that this process sees
+    child = subprocess.run([sys.executable, *options, "-c", PROBE], capture_output=True, text=True)
     found: dict[str, Any] = {}
     for line in child.stdout.splitlines():
         if line.startswith("{"):

@@ -1,0 +1,72 @@
+"""``effops explain`` and ``effops.explain``: the schedule as text."""
+
+from __future__ import annotations
+
+import effops
+import pytest
+from effops import _explain, cli, ops
+from effops.commands.explain import SIZES
+
+DECODE = {"batch": 8, "q_len": 1, "kv_len": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128}
+
+
+def lines(text: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in text.splitlines())
+
+
+def test_attention_decode_streams_and_prefill_does_not():
+    decode = lines(effops.explain("attention", dtype="bfloat16", **DECODE))
+    assert decode["loop"] == "streaming" and decode["rows_per_kv_head"] == "4"
+    assert int(decode["kv_bytes"]) == 8 * 8 * 4096 * 256 * 2
+    assert int(decode["splits"]) > 1 and int(decode["workspace_bytes"]) > 0
+    prefill = lines(effops.explain("attention", dtype="bfloat16", **DECODE | {"q_len": 256}))
+    assert prefill["loop"] == "gemm"
+
+
+def test_a_window_visits_fewer_keys():
+    full, windowed = (
+        int(lines(effops.explain("attention", **DECODE, causal=True, window=window))["flops"]) for window in (0, 256)
+    )
+    assert 12 * windowed < full
+
+
+def test_packed_linear_names_the_path():
+    few, many = (lines(effops.explain("packed_linear", dtype="bfloat16", rows=r, n=64, k=32)) for r in (16, 17))
+    assert few["loop"] == "streaming" and many["loop"].startswith("torch gemm")
+    half = lines(effops.explain("packed_linear", dtype="float16", rows=17, n=64, k=32))
+    assert half["loop"] == "streaming"
+    assert "torch's own" in few["gradient"]  # the declared path of effops.nn
+
+
+def test_every_op_is_explained():
+    functions = {name for name in ops.__all__ if name not in ("PackedWeight", "pack_weight")}
+    assert set(SIZES) == set(_explain._EXPLAINED) == functions
+    for op, sizes in SIZES.items():
+        found = lines(effops.explain(op, **{name: 4 if x is None else x for name, x in sizes.items()}))
+        assert found["op"] == op and found["backend"] == "cpu" and found["gradient"] and found["isa"]
+
+
+def test_counts_of_one_pass_ops():
+    found = lines(effops.explain("silu_mul", dtype="float16", rows=3, dim=10))
+    assert (found["bytes_read"], found["bytes_written"]) == ("60", "30")
+
+
+@pytest.mark.parametrize(
+    "op, sizes, message",
+    [
+        ("softmax", {}, "explain: op: expected one of attention"),
+        ("rms_norm", {"dim": 4, "dtype": "int8"}, "explain: dtype: expected one of float32"),
+        ("rms_norm", {}, "explain: rms_norm: missing a required argument: 'dim'"),
+        ("rms_norm", {"dim": 4, "rowz": 1}, "explain: rms_norm: got an unexpected keyword argument 'rowz'"),
+        ("rms_norm", {"dim": -4}, "explain: dim: expected an integer of 0 or more, got -4"),
+    ],
+)
+def test_refusals(op, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        effops.explain(op, **sizes)
+
+
+def test_command(capsys):
+    arguments = [x for name, size in DECODE.items() for x in (f"--{name.replace('_', '-')}", str(size))]
+    assert cli.main(["explain", "attention", "--dtype", "bf16", *arguments, "--causal"]) == 0
+    assert capsys.readouterr().out.strip() == effops.explain("attention", dtype="bfloat16", causal=True, **DECODE)
