@@ -32,6 +32,8 @@ set(EFFOPS_CPU_OBJECTS "")
 foreach(isa ${EFFOPS_BUILT_ISAS})
   add_library(effops_cpu_${isa} OBJECT csrc/cpu/kernels.cpp)
   target_compile_definitions(effops_cpu_${isa} PRIVATE EFFOPS_ISA=${isa})
+  # GNU's unique symbols would stay global through objcopy; an inline variable that is read from memory is one.
+  target_compile_options(effops_cpu_${isa} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
   # GCC 12 takes the undefined operand inside its own AVX-512 intrinsics for a mistake of ours.
   target_compile_options(effops_cpu_${isa} PRIVATE ${EFFOPS_FLAGS_${isa}} -Wno-uninitialized -Wno-maybe-uninitialized)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/effops_cpu_${isa}.o)
