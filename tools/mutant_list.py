@@ -1,0 +1,242 @@
+"""The bugs that tools/mutants.py plants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in ``file``; ``notices`` says what kind of input shows it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    notices: str
+
+
+PROBLEM, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("problem.h", "plan.h", "plan.cpp"))
+ROWS, STREAM, BLOCK, BACKWARD = (f"csrc/cpu/attention/{f}.h" for f in ("rows", "stream", "block", "backward"))
+LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
+
+MUTANTS = (
+    Mutant(
+        "tail-tile-dropped",
+        PLAN,
+        "return (end - begin + kTileKeys - 1) / kTileKeys;",
+        "return (end - begin) / kTileKeys;",
+        "a length that is no multiple of the tile",
+    ),
+    Mutant(
+        "stale-length",
+        PROBLEM,
+        "s.kv_len = p.kv_lens ? p.kv_lens[b] : p.kv_capacity;",
+        "s.kv_len = p.kv_capacity;",
+        "kv_lens below the capacity",
+    ),
+    Mutant(
+        "swapped-strides",
+        "csrc/ops/attention_options.cpp",
+        "{data, a.stride(0), a.stride(1), a.stride(2), a.stride(3)}",
+        "{data, a.stride(0), a.stride(2), a.stride(1), a.stride(3)}",
+        "more than one token and head",
+    ),
+    Mutant(
+        "kv-starts-ignored",
+        PROBLEM,
+        "s.kv_start = p.kv_starts ? std::min<int64_t>(p.kv_starts[b], s.kv_len) : 0;",
+        "s.kv_start = 0;",
+        "left padding",
+    ),
+    Mutant(
+        "ragged-key-offset",
+        PROBLEM,
+        "s.k_begin = p.cu_k[b];",
+        "s.k_begin = p.cu_q[b];",
+        "ragged batches with different numbers of queries and keys",
+    ),
+    Mutant(
+        "window-off-by-one",
+        PROBLEM,
+        "std::max(start, position - window + 1)",
+        "std::max(start, position - window)",
+        "a window shorter than the keys",
+    ),
+    Mutant(
+        "causal-off-by-one",
+        PROBLEM,
+        "std::max(position + 1, prefix_end)",
+        "std::max(position, prefix_end)",
+        "causal attention",
+    ),
+    Mutant(
+        "sinks-from-zero",
+        PROBLEM,
+        "s.sinks_end = s.kv_start + p.num_sinks;",
+        "s.sinks_end = p.num_sinks;",
+        "num_sinks and window with kv_starts",
+    ),
+    Mutant(
+        "prefix-from-zero",
+        PROBLEM,
+        "p.prefix_lens ? s.kv_start + p.prefix_lens[b] : s.kv_start",
+        "p.prefix_lens ? p.prefix_lens[b] : s.kv_start",
+        "prefix_lens with kv_starts",
+    ),
+    Mutant(
+        "head-windows-ignored",
+        PROBLEM,
+        "p.head_windows ? p.head_windows[kv_head] : p.window",
+        "p.window",
+        "head_windows shorter than the keys",
+    ),
+    Mutant(
+        "gqa-interleaved",
+        ROWS,
+        "return kv_head * group + row % group;",
+        "return row % group * p.kv_heads + kv_head;",
+        "groups and KV heads both above one",
+    ),
+    Mutant(
+        "stream-rescale-missing",
+        STREAM,
+        " * V::set1(alpha[m]);",
+        ";",
+        "a later tile with a larger score, few rows",
+    ),
+    Mutant(
+        "block-rescale-missing",
+        BLOCK,
+        "l = l * shrink + reduce_add(sum);",
+        "l = l + reduce_add(sum);",
+        "a later tile with a larger score, many rows",
+    ),
+    Mutant(
+        "last-split-dropped",
+        PLAN_CPP,
+        "tiles <= split ? 1 : (tiles + split - 1) / split;",
+        "tiles <= split ? 1 : tiles / split;",
+        "more than 1024 keys for few rows, no multiple of 1024",
+    ),
+    Mutant(
+        "join-without-rescale",
+        ROWS,
+        "const C weight = std::exp(part[p.v_dim] - m);",
+        "const C weight = 1;",
+        "splits with different maxima",
+    ),
+    Mutant(
+        "empty-row",
+        ROWS,
+        "C factor = l == 0 ? C(0) : C(1) / l;",
+        "C factor = C(1) / l;",
+        "a row without any key",
+    ),
+    Mutant(
+        "softcap-before-scale",
+        ROWS,
+        "V::set1(static_cast<C>(p.scale / p.softcap)), cap = V::set1(static_cast<C>(p.softcap));",
+        "V::set1(static_cast<C>(1 / p.softcap)), cap = V::set1(static_cast<C>(p.softcap * p.scale));",
+        "softcap with scores near the cap",
+    ),
+    Mutant(
+        "sink-not-in-lse",
+        ROWS,
+        "lse = top + std::log(total);",
+        "",
+        "lse with sink_logits",
+    ),
+    Mutant(
+        "backward-without-d-lse",
+        BACKWARD,
+        "C delta = g_.d_lse.data ? -*rows_.lse_at(g_.d_lse, r) : C(0);",
+        "C delta = 0;",
+        "a gradient through lse",
+    ),
+    Mutant(
+        "backward-without-softcap-slope",
+        BACKWARD,
+        "cap == 0 ? scale : scale * (1 - (s[j] / cap) * (s[j] / cap));",
+        "scale + 0 * cap;",
+        "a gradient with softcap",
+    ),
+    Mutant(
+        "backward-sink-sign",
+        BACKWARD,
+        "d_sink[rows_.head(r)] -= std::exp(sink - lse) * delta_[r];",
+        "d_sink[rows_.head(r)] += std::exp(sink - lse) * delta_[r];",
+        "a gradient of sink_logits",
+    ),
+    Mutant(
+        "merge-without-maximum",
+        LAYER,
+        "total += std::exp(lses[i * p.rows + row] - top);\n"
+        "    const C lse = top > kEmpty ? top + std::log(total) : kEmpty;",
+        "total += std::exp(lses[i * p.rows + row]);\n    const C lse = top > kEmpty ? std::log(total) : kEmpty;",
+        "merge_states with lse beyond 100",
+    ),
+    Mutant(
+        "merge-lse-is-maximum",
+        LAYER,
+        "top > kEmpty ? top + std::log(total) : kEmpty;",
+        "top;",
+        "merge_states of two parts",
+    ),
+    Mutant(
+        "gemv-tail-dropped",
+        DOT_ROWS,
+        "if (at < dim)",
+        "if (at == 0 && at < dim)",
+        "an inner size that is no multiple of a vector",
+    ),
+    Mutant(
+        "gemv-bias-lost",
+        LINEAR,
+        "if (bias != nullptr) v +=",
+        "if (bias != nullptr && row == 0) v +=",
+        "bias with more than one row",
+    ),
+    Mutant(
+        "gemv-residual-lost",
+        LINEAR,
+        "if (p_.residual != nullptr) v +=",
+        "if (p_.residual != nullptr && row == 0) v +=",
+        "residual with more than one row",
+    ),
+    Mutant(
+        "rms-eps-outside-root",
+        LAYER,
+        "std::sqrt(reduce_add(sum) / C(p.dim) + C(p.eps))",
+        "(std::sqrt(reduce_add(sum) / C(p.dim)) + C(p.eps))",
+        "an eps that is not small beside the mean square",
+    ),
+    Mutant(
+        "rotary-sine-sign",
+        LAYER,
+        "store_n(b * c + a * s,",
+        "store_n(b * c - a * s,",
+        "rotary at a position above 0",
+    ),
+    Mutant(
+        "rotary-position-off-by-one",
+        LAYER,
+        "const float *cos = p.cos + position * p.half,",
+        "const float *cos = p.cos + (position > 0 ? position - 1 : 0) * p.half,",
+        "rotary at a position above 0",
+    ),
+    Mutant(
+        "silu-operands-swapped",
+        LAYER,
+        "const T* up = gate + p.dim;",
+        "const T* up = gate;\n    gate = up + p.dim;",
+        "silu_mul",
+    ),
+    Mutant(
+        "append-does-not-skip",
+        "csrc/common/append.cpp",
+        "if (slot < 0) continue;",
+        "",
+        "append_kv with slot -1 into a cache whose other slots are checked",
+    ),
+)

@@ -1,0 +1,180 @@
+"""Plants bugs in the CPU kernels, one at a time, and asks the core tests of the ops to notice each.
+
+Every mutant is an exact replacement of source text that must occur exactly once, so that a change of the
+sources disarms none unseen. The copy of the sources, its one build tree and hypothesis' memory are temporary.
+The unchanged library must pass first. Exit code 1: a mutant survived, does not apply or does not build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutant_list import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("csrc", "cuda", "third_party", "CMakeLists.txt")
+TESTS = ("-m", "core", "-x", "-q", "-p", "no:cacheprovider", "tests/ops")
+
+
+def mutated(mutant: Mutant, source: Path) -> str:
+    """The mutated text of its file. ValueError unless the old text occurs exactly once."""
+    text = (source / mutant.file).read_text()
+    count = text.count(mutant.old)
+    if count != 1:
+        raise ValueError(f"{mutant.name}: expected once in {mutant.file}, got {count} times: {mutant.old}")
+    return text.replace(mutant.old, mutant.new)
+
+
+@dataclass(frozen=True)
+class Result:
+    mutant: Mutant
+    killed: bool
+    by: str  # the first failed test, or why there is none
+    seconds: float
+
+
+class Bench:
+    """A copy of the sources, its build tree and the tests on the library built there."""
+
+    def __init__(self, directory: Path, isa: str) -> None:
+        self.source, self.build_tree, self.isa = directory / "source", directory / "build", isa
+        self.environment = {
+            **os.environ,
+            "EFFOPS_LIBRARY": str(self.build_tree / "libeffops.so"),
+            "EFFOPS_CPU_ISA": isa,
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(directory / "hypothesis"),
+        }
+        self.source.mkdir()
+        for name in COPIED:
+            origin = ROOT / name
+            (shutil.copytree if origin.is_dir() else shutil.copy)(origin, self.source / name)
+
+    def configure(self) -> None:
+        # Light optimisation: half of the time here is compiling.
+        options = {
+            "EFFOPS_ISAS": self.isa,
+            "EFFOPS_CUDA": "off",
+            "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
+            "Python_EXECUTABLE": sys.executable,
+        }
+        command = ["cmake", "-S", str(self.source), "-B", str(self.build_tree), "-G", "Ninja"]
+        run(command + [f"-D{name}={value}" for name, value in options.items()])
+
+    def build(self) -> None:
+        run(["cmake", "--build", str(self.build_tree), "--target", "effops_ops", "--parallel", str(os.cpu_count())])
+
+    def test(self, limit: float | None = None) -> tuple[int | None, str]:
+        """(exit code, output) of pytest; the code is None where it ran past ``limit`` seconds."""
+        command = [sys.executable, "-m", "pytest", *TESTS]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=limit
+            )
+        except subprocess.TimeoutExpired:
+            return None, ""
+        return done.returncode, done.stdout + done.stderr
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def verdict(code: int | None, output: str) -> tuple[bool, str]:
+    """(killed, by what). Only failed tests kill, or a death of the process in them; not an error before them."""
+    if code is None:
+        return True, "no end in time"
+    if code < 0:
+        return True, f"signal {signal.Signals(-code).name}"
+    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    if code == 1 and failed:
+        return True, failed.group(1)
+    if code == 0:
+        return False, "SURVIVED"
+    return False, f"NOT JUDGED, pytest exit code {code}: {output.strip().splitlines()[-1] if output.strip() else ''}"
+
+
+def judge(bench: Bench, mutant: Mutant, limit: float) -> Result:
+    start = time.monotonic()
+    file = bench.source / mutant.file
+    original = file.read_text()
+    try:
+        file.write_text(mutated(mutant, bench.source))
+        bench.build()
+        killed, by = verdict(*bench.test(limit))
+    except RuntimeError as error:
+        killed, by = False, str(error)
+    finally:
+        file.write_text(original)
+    return Result(mutant, killed, by, time.monotonic() - start)
+
+
+def judge_all(mutants: list[Mutant], isa: str, directory: Path) -> list[Result]:
+    """RuntimeError: the unchanged library does not build or pass. ValueError: a mutant does not apply."""
+    bench = Bench(directory, isa)
+    for mutant in mutants:
+        mutated(mutant, bench.source)
+    start = time.monotonic()
+    bench.configure()
+    bench.build()
+    built = time.monotonic()
+    code, output = bench.test()
+    seconds = time.monotonic() - built
+    if code != 0:
+        raise RuntimeError(f"{output}\nthe unchanged library does not pass (pytest exit code {code})")
+    print(f"{isa}: the unchanged library passes in {seconds:.0f} s, built in {built - start:.0f} s", flush=True)
+    results = []
+    for i, mutant in enumerate(mutants):
+        r = judge(bench, mutant, limit=max(120, 4 * seconds))
+        print(
+            f"[{i + 1}/{len(mutants)}] {mutant.name}: {'killed' if r.killed else r.by}, {r.seconds:.0f} s", flush=True
+        )
+        results.append(r)
+    return results
+
+
+def report(results: list[Result]) -> int:
+    """Prints the table; the exit code."""
+    print()
+    for r in results:
+        print(f"{r.mutant.name:32} {'killed' if r.killed else 'ALIVE':6} {r.seconds:4.0f} s  {r.by.splitlines()[0]}")
+    alive = [r.mutant for r in results if not r.killed]
+    for mutant in alive:
+        print(f"{mutant.name} is alive: it shows with {mutant.notices}")
+    print(f"{len(results) - len(alive)} of {len(results)} killed in {sum(r.seconds for r in results):.0f} s")
+    return 1 if alive else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME", choices=[m.name for m in MUTANTS], help="plant this one alone")
+    parser.add_argument("--list", action="store_true", help="list the mutants and what should notice them")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if arguments.only in (None, m.name)]
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.name:32} {mutant.file:36} {mutant.notices}")
+        return 0
+    try:
+        from effops import _host
+
+        with tempfile.TemporaryDirectory(prefix="effops-mutants-") as directory:
+            return report(judge_all(chosen, _host.cpu_isa(), Path(directory)))
+    except (ImportError, RuntimeError, ValueError) as error:
+        print(f"mutants: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
