@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effops import ops
+from effops.bench.peers import llama_cpp
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Call, Work
+from effops.bench.work import Call, Missing, Work
 from effops.reference.bounds import packed_linear_bound
 
 PEERS = ("torch", "torch-f32", "llama.cpp")
@@ -58,7 +59,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         "effops": lambda: lambda i: ops.packed_linear(x, weights[i]),
         "torch": lambda: lambda i: F.linear(x, weights[i]),
         "torch-f32": lambda: _torch_f32(x, weights),
-        "llama.cpp": lambda: "has no adapter yet",
+        "llama.cpp": lambda: _llama_cpp(x, weights),
     }
     return Work(
         name=case.name,
@@ -78,6 +79,14 @@ def _torch_f32(x: Tensor, weights: list[Tensor]) -> Call | str:
         return "the weights are float32 already"
     wide, wide_weights = x.float(), [w.float() for w in weights]
     return lambda i: F.linear(wide, wide_weights[i])
+
+
+def _llama_cpp(x: Tensor, weights: list[Tensor]) -> Call | str:
+    try:
+        calls = [llama_cpp.Linear(x, w) for w in weights]
+    except Missing as missing:
+        return str(missing)
+    return lambda i: calls[i]()
 
 
 def _checker(x: Tensor, weight: Tensor) -> Callable[[str, Tensor], float]:

