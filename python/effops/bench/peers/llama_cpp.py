@@ -12,6 +12,7 @@ import os
 from ctypes import c_bool, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def _directory() -> Path:
 
 
 @cache
-def _functions() -> dict[str, ctypes._CFuncPtr]:
+def _functions() -> dict[str, Any]:
     found = {}
     try:
         libraries = [
