@@ -5,10 +5,8 @@
 // extern "C" decode_bf16(q [B, G*4, 128], k, v [B, G, L, 128], out like q, B, G, L, threads)
 #include <immintrin.h>
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -179,17 +177,13 @@ extern "C" void decode_bf16(const u16* q, const u16* k, const u16* v, u16* out, 
                             int64_t threads) {
   const int64_t splits = (L + kSplit - 1) / kSplit, tasks = B * G * splits;
   std::vector<Partial> part(tasks);
-  auto work = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t bg = i / splits, first = i % splits * kSplit;
-      const int64_t n = L - first < kSplit ? L - first : kSplit;
-      split(q + bg * R * D, k + (bg * L + first) * D, v + (bg * L + first) * D, n, part[i]);
-    }
-  };
-  std::vector<std::thread> pool;
-  for (int64_t t = 1; t < threads; ++t) pool.emplace_back(work, tasks * t / threads, tasks * (t + 1) / threads);
-  work(0, tasks / threads);
-  for (auto& t : pool) t.join();
+  // torch's thread pool when compiled with -fopenmp: threads of our own would compete with its idle, spinning ones.
+#pragma omp parallel for schedule(static) num_threads(int(threads))
+  for (int64_t i = 0; i < tasks; ++i) {
+    const int64_t bg = i / splits, first = i % splits * kSplit;
+    const int64_t n = L - first < kSplit ? L - first : kSplit;
+    split(q + bg * R * D, k + (bg * L + first) * D, v + (bg * L + first) * D, n, part[i]);
+  }
   for (int64_t bg = 0; bg < B * G; ++bg)
     for (int r = 0; r < R; ++r) {
       float m = -INFINITY, l = 0, o[D] = {};

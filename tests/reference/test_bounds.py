@@ -93,6 +93,7 @@ def test_layer_bounds(dtype):
     residual, norm = draw(3, 5, 7, dtype=dtype, seed=2), draw(64, dtype=dtype, seed=3)
     heads, table = x[:, :, None], draw(9, 16, dtype=torch.float32, seed=4)
     positions = torch.tensor([[0, 1, 8, 2, 2]] * 3, dtype=torch.int32)
+    rotary = heads, table.cos(), table.sin(), positions
     outs, lses = (
         draw(3, 4, 8, dtype=dtype),
         draw(3, 4, dtype=torch.float64 if dtype == torch.float64 else torch.float32),

@@ -15,7 +15,7 @@ from torch import Tensor
 from effops.bench.work import Missing
 
 SOURCE = Path(__file__).resolve().parents[4] / "bench" / "loops" / "decode_bf16.cpp"
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-shared", "-pthread", "-march=cooperlake"]
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-march=cooperlake"]
 
 
 @cache
