@@ -14,6 +14,18 @@ TEST(for_each_runs_every_task_once) {
       }
 }
 
+// One range is slow, so that the threads that are done all help with it at once.
+TEST(for_each_shares_a_slow_range) {
+  for (int round = 0; round < 20; ++round) {
+    std::vector<int> runs(400);
+    std_threads(4).for_each(400, true, [&](int64_t i) {
+      ++runs[i];
+      if (i < 100) std::this_thread::yield();
+    });
+    for (int64_t i = 0; i < 400; ++i) CHECK(runs[i] == 1, runs[i], " times: task ", i);
+  }
+}
+
 TEST(for_each_publishes_what_tasks_wrote) {
   std::vector<int64_t> values(100);
   const Parallel parallel = std_threads(4);
