@@ -9,6 +9,7 @@ import torch
 from effops import reference
 from effops.reference import bounds
 from effops.reference.bounds import Interval
+from effops.reference.gradient_bounds import attention_gradient_bound
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -47,6 +48,26 @@ def test_the_reference_in_its_own_dtype_is_inside(dtype, options):
     inputs, named = attention_inputs(dtype), OPTIONS[options]
     got = reference.attention(*inputs, return_lse=True, **named)
     assert all(b.worst(x) <= 1 for b, x in zip(bounds.attention_bound(*inputs, **named), got, strict=True))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients(dtype, options):
+    inputs, named = attention_inputs(dtype), dict(OPTIONS[options])
+    leaves = [x.requires_grad_() for x in inputs]
+    if "sink_logits" in named:
+        named["sink_logits"] = named["sink_logits"].clone().requires_grad_()
+        leaves.append(named["sink_logits"])
+    out, lse = reference.attention(*inputs, return_lse=True, **named)
+    d_out, d_lse = draw(*out.shape, dtype=dtype, seed=5), draw(*lse.shape, dtype=lse.dtype, seed=6)
+    got = torch.autograd.grad((out, lse), leaves, (d_out, d_lse))
+    exact = attention_gradient_bound(d_out, d_lse, *inputs, **named)
+    without_lse = attention_gradient_bound(d_out, None, *inputs, **named)
+    for name, right in zip(exact, got, strict=True):
+        assert exact[name].worst(right) <= 1, name
+        assert exact[name].worst(1.5 * right) > 1, name
+        if name != "v":  # the gradient of v does not depend on lse
+            assert without_lse[name].worst(right) > 1, name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

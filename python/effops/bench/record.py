@@ -32,6 +32,7 @@ def context(command: list[str]) -> dict[str, Any]:
             "cpu": cpu_model(),
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "load_average": os.getloadavg()[0],
             "last_level_cache_bytes": last_level_cache_bytes(),
             "isa": _isa(),
             "platform": platform.platform(),

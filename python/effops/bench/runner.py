@@ -27,6 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     module: Any = attention if arguments.family == "attention" else linear
     cases = _cases(module, arguments)
     peers = tuple(dict.fromkeys(arguments.peer or module.PEERS))
+    head = record.context(record.command())
+    if head["machine"]["load_average"] > 0.5:
+        print(f"effops bench: other programs are running (load {head['machine']['load_average']:.1f})", file=sys.stderr)
     more = {"loops": arguments.loops} if arguments.family == "attention" else {}
     roof = Roof(QUICK_BUFFER_BYTES if arguments.quick else BUFFER_BYTES)
     console = Console()
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.family == "attention":
         extra["host_cost_us"] = host_cost(0.01 if arguments.quick else 0.2)
         console.print("host cost of a call, µs: " + ", ".join(f"{n} {t:.1f}" for n, t in extra["host_cost_us"].items()))
-    _write(arguments, rows, extra)
+    _write(arguments, head, rows, extra)
     return _verdict(rows)
 
 
@@ -61,9 +64,9 @@ def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
     return cases
 
 
-def _write(arguments: argparse.Namespace, rows: list[Row], extra: dict[str, Any]) -> None:
+def _write(arguments: argparse.Namespace, head: dict[str, Any], rows: list[Row], extra: dict[str, Any]) -> None:
     if arguments.json:
-        report.write_json(arguments.json, record.context(record.command()), rows, **extra)
+        report.write_json(arguments.json, head, rows, **extra)
     if arguments.csv:
         report.write_csv(arguments.csv, rows)
     if arguments.plot:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from effops import ops, reference
 from effops.reference import bounds
+from effops.reference.gradient_bounds import attention_gradient_bound
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 
@@ -32,10 +33,9 @@ class Case:
 def cases() -> Iterator[Case]:
     """All cases, in a fixed order; inputs are drawn from each case's own seed when it runs."""
     for name, dtype in DTYPES.items():
-        for family in (_attention_cases, _other_attention_cases, _cache_cases, _layer_cases):
+        for family in (_attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases):
             for case in family(dtype):
                 yield Case(case.op, f"{name} {case.name}", case.run)
-    yield from _gradient_cases()
 
 
 class _Draw:
@@ -241,27 +241,18 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("silu_mul", f"{rows} rows of {dim}", partial(gate, rows, dim))
 
 
-def _gradient_cases() -> Iterator[Case]:
-    """Gradients in float64 against autograd of the reference. Both run the same float64 products in other orders:
-    a few thousand roundings of 2^-53, hence 1e-11 of the largest entry."""
-
+def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
     def gradients(sizes: tuple[int, ...], options: dict[str, Any]) -> float:
-        leaves = [t.requires_grad_() for t in _attention_inputs(8, torch.float64, sizes, options)]
-        named = _options(options)
+        inputs, named = _attention_inputs(8, dtype, sizes, options), _options(options)
+        leaves = {name: x.clone().requires_grad_() for name, x in zip("qkv", inputs, strict=True)}
         if "sink_logits" in named:
-            leaves.append(named["sink_logits"].requires_grad_())
-        found = []
-        for function in (ops.attention, reference.attention):
-            out, lse = function(*leaves[:3], return_lse=True, **named)
-            loss = (out * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum() + lse[lse.isfinite()].sum()
-            found.append(torch.autograd.grad(loss, leaves))
-        pairs = zip(*found, strict=True)
-        return max(bounds.Interval(b.double(), _gradient_error(b)).worst(a) for a, b in pairs)
+            leaves["sink_logits"] = named["sink_logits"].clone().requires_grad_()
+        sinks = {name: x for name, x in leaves.items() if name not in "qkv"}
+        out, lse = ops.attention(*list(leaves.values())[:3], return_lse=True, **{**named, **sinks})
+        d_out = _Draw(9, dtype)(*out.shape)
+        d_lse = _Draw(10, lse.dtype)(*lse.shape)
+        got = torch.autograd.grad((out, lse), list(leaves.values()), (d_out, d_lse))
+        return _worst(attention_gradient_bound(d_out, d_lse, *inputs, **named).values(), got)
 
     for name in GRADIENTS:
-        yield Case("attention", f"f64 gradient: {name}", partial(gradients, *ATTENTION[name]))
-
-
-def _gradient_error(gradient: Tensor) -> Tensor:
-    exactness = 1e-11 if gradient.dtype == torch.float64 else 4 * bounds.ROUNDOFF[gradient.dtype]
-    return torch.full_like(gradient, exactness * (1 + gradient.abs().max().item()), dtype=torch.float64)
+        yield Case("attention", f"gradient: {name}", partial(gradients, *ATTENTION[name]))
