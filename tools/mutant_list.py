@@ -43,6 +43,13 @@ MUTANTS = (
         "more than one token and head",
     ),
     Mutant(
+        "last-stride-ignored",
+        DOT_ROWS,
+        "P::element(from[(at + i) * stride]);",
+        "P::element(from[at + i + 0 * stride]);",
+        "few query rows whose last dimension is not contiguous",
+    ),
+    Mutant(
         "kv-starts-ignored",
         PROBLEM,
         "s.kv_start = p.kv_starts ? std::min<int64_t>(p.kv_starts[b], s.kv_len) : 0;",
@@ -235,8 +242,8 @@ MUTANTS = (
     Mutant(
         "append-does-not-skip",
         "csrc/common/append.cpp",
-        "if (slot < 0) continue;",
-        "",
+        "const int64_t slot = p.slots[b * p.slots_batch + t * p.slots_token];\n      if (slot < 0) continue;",
+        "const int64_t given = p.slots[b * p.slots_batch + t * p.slots_token], slot = given < 0 ? 0 : given;",
         "append_kv with slot -1 into a cache whose other slots are checked",
     ),
 )

@@ -97,7 +97,7 @@ def verdict(code: int | None, output: str) -> tuple[bool, str]:
         return True, "no end in time"
     if code < 0:
         return True, f"signal {signal.Signals(-code).name}"
-    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", output, re.MULTILINE)
     if code == 1 and failed:
         return True, failed.group(1)
     if code == 0:
