@@ -1,0 +1,1 @@
+"""Hypothesis strategies and inputs that the tests share."""
