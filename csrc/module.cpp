@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "common/attention_plan.h"
+#include "common/linear_problem.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -42,6 +43,16 @@ std::string explain(const std::string& dtype, int64_t batch, int64_t q_len, int6
   return explain_attention(p, cpu::name_of(cpu::chosen_isa()));
 }
 
+std::string explain_packed_linear(const std::string& dtype, int64_t rows, int64_t n, int64_t k) {
+  if (rows < 0 || n < 0 || k < 0) throw std::invalid_argument("explain: expected sizes of 0 or more");
+  LinearProblem p;
+  p.dtype = dtype_of(dtype);
+  p.rows = rows;
+  p.in = k;
+  p.out = n;
+  return explain_linear(p, cpu::name_of(cpu::chosen_isa()));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
@@ -60,4 +71,6 @@ PYBIND11_MODULE(_host, m) {
   m.def("explain_attention", &explain, py::kw_only(), py::arg("dtype"), py::arg("batch"), py::arg("q_len"),
         py::arg("kv_len"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("v_dim"),
         py::arg("causal") = false, py::arg("window") = 0, py::arg("num_sinks") = 0);
+  m.def("explain_linear", &explain_packed_linear, py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("n"),
+        py::arg("k"));
 }

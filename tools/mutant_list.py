@@ -207,8 +207,8 @@ MUTANTS = (
     Mutant(
         "gemv-residual-lost",
         LINEAR,
-        "if (p_.residual != nullptr) v +=",
-        "if (p_.residual != nullptr && row == 0) v +=",
+        "if (residual != nullptr) v +=",
+        "if (residual != nullptr && row == 0) v +=",
         "residual with more than one row",
     ),
     Mutant(

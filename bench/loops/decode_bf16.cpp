@@ -12,11 +12,14 @@
 namespace {
 
 constexpr int D = 128, R = 4, kTile = 64, kSplit = 1024;
-#ifndef AHEAD
-#define AHEAD 64
-#endif
-constexpr int kAhead = AHEAD * D;
+constexpr int kStretch = 32;  // value rows that both halves of the columns pass over at a time
 using u16 = uint16_t;
+
+// Asked for twice, since the processor drops prefetches while its miss buffers are full.
+inline void ask(const u16* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p) + 16384, _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(p) + 8192, _MM_HINT_T1);
+}
 
 inline __m512bh load(const u16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
@@ -80,7 +83,7 @@ void split(const u16* q, const u16* k, const u16* v, int64_t n, Partial& out) {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
           x[i] = load(row + i * D + c);
-          _mm_prefetch(reinterpret_cast<const char*>(row + i * D + c + kAhead), _MM_HINT_T1);
+          ask(row + c * 4 + i * 32);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
@@ -116,37 +119,42 @@ void split(const u16* q, const u16* k, const u16* v, int64_t n, Partial& out) {
     }
     alignas(64) float alpha[16];
     _mm512_store_ps(alpha, shrink);
+    for (int begin = 0; begin < keys; begin += kStretch) {
+      const int end = keys - begin < kStretch ? keys : begin + kStretch;
 #pragma GCC unroll 2
-    for (int c = 0; c < D; c += 64) {
-      __m512 acc[2][R][2];
+      for (int c = 0; c < D; c += 64) {
+        __m512 acc[2][R][2];
 #pragma GCC unroll 2
-      for (int d = 0; d < 2; ++d)
+        for (int d = 0; d < 2; ++d)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-          for (int h = 0; h < 2; ++h)
-            acc[d][r][h] =
-                _mm512_mul_ps(_mm512_load_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16), _mm512_set1_ps(alpha[r]));
-      const u16* row = v + first * D + c;
-      for (int j = 0; j < keys; j += 2, row += 2 * D) {
+          for (int r = 0; r < R; ++r)
+            for (int h = 0; h < 2; ++h)
+              acc[d][r][h] = _mm512_mul_ps(_mm512_load_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16),
+                                           _mm512_set1_ps(begin == 0 ? alpha[r] : 1.0f));
+        const u16* row = v + (first + begin) * D + c;
+        const u16* next = v + (first + begin) * D + c * (end - begin);
+        for (int j = begin; j < end; j += 2, row += 2 * D) {
 #pragma GCC unroll 2
-        for (int d = 0; d < 2; ++d) {
-          const __m512i a = _mm512_loadu_si512(row + d * 32), b = _mm512_loadu_si512(row + D + d * 32);
-          _mm_prefetch(reinterpret_cast<const char*>(row + d * 32 + kAhead), _MM_HINT_T1);
-          _mm_prefetch(reinterpret_cast<const char*>(row + D + d * 32 + kAhead), _MM_HINT_T1);
-          const __m512bh lo = (__m512bh)_mm512_unpacklo_epi16(a, b), hi = (__m512bh)_mm512_unpackhi_epi16(a, b);
+          for (int d = 0; d < 2; ++d) {
+            const __m512i a = _mm512_loadu_si512(row + d * 32), b = _mm512_loadu_si512(row + D + d * 32);
+            ask(next);
+            ask(next + 32);
+            next += 64;
+            const __m512bh lo = (__m512bh)_mm512_unpacklo_epi16(a, b), hi = (__m512bh)_mm512_unpackhi_epi16(a, b);
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            const __m512bh w = (__m512bh)_mm512_set1_epi32(int(p[j / 2 * R + r]));
-            acc[d][r][0] = _mm512_dpbf16_ps(acc[d][r][0], lo, w);
-            acc[d][r][1] = _mm512_dpbf16_ps(acc[d][r][1], hi, w);
+            for (int r = 0; r < R; ++r) {
+              const __m512bh w = (__m512bh)_mm512_set1_epi32(int(p[j / 2 * R + r]));
+              acc[d][r][0] = _mm512_dpbf16_ps(acc[d][r][0], lo, w);
+              acc[d][r][1] = _mm512_dpbf16_ps(acc[d][r][1], hi, w);
+            }
           }
         }
-      }
 #pragma GCC unroll 2
-      for (int d = 0; d < 2; ++d)
+        for (int d = 0; d < 2; ++d)
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-          for (int h = 0; h < 2; ++h) _mm512_store_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16, acc[d][r][h]);
+          for (int r = 0; r < R; ++r)
+            for (int h = 0; h < 2; ++h) _mm512_store_ps(o + (c / 32 + d) * 32 * R + r * 32 + h * 16, acc[d][r][h]);
+      }
     }
   }
   alignas(64) float mm[16], ll[16];

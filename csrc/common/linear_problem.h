@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "common/dtype.h"
 
@@ -18,5 +19,12 @@ struct LinearProblem {
   int64_t x_row = 0, x_stride = 1, weight_row = 0, residual_row = 0;
   char* y = nullptr;
 };
+
+// Few rows stream the weights; torch's GEMM is the fastest for many, except in float16.
+inline bool streams_linear(DType dtype, int64_t rows) { return rows <= kLinearRows || dtype == DType::f16; }
+inline bool linear_worth_threads(const LinearProblem& p) { return p.rows * p.in * p.out > kLinearSerial; }
+
+// Human-readable path of a call.
+std::string explain_linear(const LinearProblem& p, const char* isa);
 
 }  // namespace effops

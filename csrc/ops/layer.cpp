@@ -178,7 +178,7 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
     p.residual = Arg(op, "residual", residual_rows).data();
     p.residual_row = p.out;
   }
-  if (p.rows > kLinearRows && p.dtype != DType::f16) return torch_linear(x, weight, bias, p);
+  if (!streams_linear(p.dtype, p.rows)) return torch_linear(x, weight, bias, p);
   RowSpace rows;
   if (!row_space(a, rows) || rows.size[0] * rows.size[1] != 1) {
     x = torch::stable::contiguous(x);

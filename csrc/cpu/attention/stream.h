@@ -12,19 +12,21 @@ namespace effops::cpu::EFFOPS_ISA {
 
 // scores[j][m] = <k_j, q_m>. The last vector repeats the last key.
 template <class T, int MR, class P = product_of<T>, class V = vec_of<T>>
-void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, typename P::C* scores) {
+void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, typename P::C* scores, Reader reader) {
   constexpr int NK = kDotRows<V, MR>;
+  const Ahead ahead = ahead_of_rows<T>(NK, dim, k.stride, P::kChunk, reader);
   for (int64_t j = 0; j < k.keys; j += NK) {
     const T* row[NK];
     for (int i = 0; i < NK; ++i) row[i] = k.data + std::min(j + i, k.keys - 1) * k.stride;
-    dot_rows<P, T, MR>(row, dim, kTileKeys * k.stride, q).store(scores + j * MR);
+    dot_rows<P, T, MR>(row, dim, ahead, q).store(scores + j * MR);
   }
 }
 
-// o[chunk][m] = o * alpha[m] + sum_j p[j][m] v_j for the ND chunks from column `at`.
+// o[chunk][m] = o * alpha[m] + sum_j p[j][m] v_j over rows [first, last) for the ND chunks from
+// column `at`. load(j, column) gives a chunk of row j.
 template <class T, int MR, int ND, class P, class Load>
-inline void stream_values_by(const Tile<T>& v, int64_t at, const typename P::Unit* p, const typename P::C* alpha,
-                             typename P::C* o, Load load) {
+inline void stream_values_by(int64_t first, int64_t last, int64_t at, const typename P::Unit* p,
+                             const typename P::C* alpha, typename P::C* o, Load load) {
   using V = vec_of<T>;
   constexpr int W = P::W, kChunk = P::kChunk;
   V acc[ND][MR][2];
@@ -34,15 +36,14 @@ inline void stream_values_by(const Tile<T>& v, int64_t at, const typename P::Uni
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
       for (int h = 0; h < 2; ++h) acc[d][m][h] = V::load(oc + ((d * MR + m) * 2 + h) * W) * V::set1(alpha[m]);
-  const T* row = v.data + at;
-  int64_t j = 0;
-  auto step = [&](const T* second_row) {
+  int64_t j = first;
+  auto step = [&](bool pair_of_rows) {
 #pragma GCC unroll 8
     for (int d = 0; d < ND; ++d) {
-      const auto x = load(row + d * kChunk);
+      const auto x = load(j, at + d * kChunk);
       typename P::Chunk y{};
       if constexpr (P::kPack == 2) {
-        if (second_row != nullptr) y = load(second_row + d * kChunk);
+        if (pair_of_rows) y = load(j + 1, at + d * kChunk);
       }
       const auto pair = P::pack_rows(x, y);
       const V low = P::load_units(reinterpret_cast<const typename P::Unit*>(&pair.a));
@@ -55,8 +56,8 @@ inline void stream_values_by(const Tile<T>& v, int64_t at, const typename P::Uni
       }
     }
   };
-  for (; j + P::kPack <= v.keys; j += P::kPack, row += P::kPack * v.stride) step(row + v.stride);
-  if (j < v.keys) step(nullptr);
+  for (; j + P::kPack <= last; j += P::kPack) step(true);
+  if (j < last) step(false);
 #pragma GCC unroll 8
   for (int d = 0; d < ND; ++d)
 #pragma GCC unroll 8
@@ -64,24 +65,34 @@ inline void stream_values_by(const Tile<T>& v, int64_t at, const typename P::Uni
       for (int h = 0; h < 2; ++h) acc[d][m][h].store(oc + ((d * MR + m) * 2 + h) * W);
 }
 
+// The value product of a tile, ND chunks of columns at a time. Where that takes several passes, the
+// tile is cut into stretches of rows short enough that memory is still read nearly in order.
 template <class T, int MR, class P = product_of<T>>
 void stream_values(const Tile<T>& v, int64_t dim, const typename P::Unit* p, const typename P::C* alpha,
-                   typename P::C* o) {
+                   typename P::C* o, Reader reader) {
   constexpr int kChunk = P::kChunk, ND = P::W == 16 ? (MR == 4 ? 2 : 4) : 1;
-  const int64_t ahead = kTileKeys * v.stride;
-  auto whole = [&](const T* from) {
-#pragma GCC unroll 2
-    for (size_t line = 0; line < kChunk * sizeof(T); line += 64)
-      prefetch(reinterpret_cast<const char*>(from + ahead) + line);
-    return P::load(from);
-  };
-  int64_t at = 0;
-  for (; at + ND * kChunk <= dim; at += ND * kChunk) stream_values_by<T, MR, ND, P>(v, at, p, alpha, o, whole);
-  if constexpr (ND > 1)
-    for (; at + kChunk <= dim; at += kChunk) stream_values_by<T, MR, 1, P>(v, at, p, alpha, o, whole);
-  if (at < dim)
-    stream_values_by<T, MR, 1, P>(v, at, p, alpha, o,
-                                  [&](const T* from) { return P::load_n(from, static_cast<int>(dim - at)); });
+  const typename P::C keep[4] = {1, 1, 1, 1};
+  const int64_t rows = dim <= ND * kChunk || reader == Reader::later ? kTileKeys : values_stretch<T>(dim);
+  for (int64_t first = 0; first < v.keys; first += rows) {
+    const int64_t last = std::min(v.keys, first + rows);
+    auto pass = [&](auto nd, int64_t at, auto load) {
+      const Ahead ahead = ahead_of_values<T>(last - first, dim, v.stride, nd() * kChunk, at, reader);
+      const T* const from = v.data + first * v.stride;
+      stream_values_by<T, MR, nd(), P>(first, last, at, p, first == 0 ? alpha : keep, o,
+                                       [&](int64_t j, int64_t column) {
+                                         ahead(from, j - first, column - at, kChunk);
+                                         return load(v.data + j * v.stride + column);
+                                       });
+    };
+    auto whole = [](const T* row) { return P::load(row); };
+    int64_t at = 0;
+    for (; at + ND * kChunk <= dim; at += ND * kChunk) pass(std::integral_constant<int, ND>(), at, whole);
+    if constexpr (ND > 1)
+      for (; at + kChunk <= dim; at += kChunk) pass(std::integral_constant<int, 1>(), at, whole);
+    if (at < dim)
+      pass(std::integral_constant<int, 1>(), at,
+           [&](const T* row) { return P::load_n(row, static_cast<int>(dim - at)); });
+  }
 }
 
 // A group of up to MR rows: queries, running state, output, in the loop's layouts.
@@ -154,8 +165,9 @@ class StreamTask {
         by_mr(group_[i], [&](auto mr) { this->template score<mr()>(group_[i], see, kt, first); });
       const Tile<T> vt = v.load(first, keys);
       for (int i = 0; i < groups_; ++i)
-        by_mr(group_[i],
-              [&](auto mr) { stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o); });
+        by_mr(group_[i], [&](auto mr) {
+          stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o, reader(group_[i]));
+        });
     }
     for (int i = 0; i < groups_; ++i)
       by_mr(group_[i], [&](auto mr) { this->template end<mr()>(group_[i], row_buffer); });
@@ -170,6 +182,10 @@ class StreamTask {
     if (g.mr == 4) return f(Int<4>());
     if (g.mr == 2) return f(Int<2>());
     f(Int<1>());
+  }
+
+  Reader reader(const StreamGroup<P>& g) const {
+    return groups_ == 1 ? Reader::only : g.row == task_.row_begin ? Reader::first : Reader::later;
   }
 
   static int64_t padded(int64_t dim) { return (dim + P::kChunk - 1) / P::kChunk * P::kChunk; }
@@ -208,7 +224,7 @@ class StreamTask {
   template <int MR>
   void score(StreamGroup<P>& g, const Visibility& see, const Tile<T>& kt, int64_t first) {
     const int64_t keys = kt.keys;
-    stream_scores<T, MR>(kt, p_.head_dim, g.q, g.scores);
+    stream_scores<T, MR>(kt, p_.head_dim, g.q, g.scores, reader(g));
     scale_scores<V>(p_, keys * MR, g.scores);
     for (int64_t i = keys * MR; i % W != 0; ++i) g.scores[i] = kNegInf<C>;
     if (!tile_is_full(rows_, see, g.row, g.row + g.rows, first, keys)) {

@@ -1,6 +1,7 @@
 // Inner products of many long-lived rows (keys, weights) with a few vectors, at memory speed.
 #pragma once
 
+#include "cpu/simd/prefetch.h"
 #include "cpu/simd/product.h"
 
 namespace effops::cpu::EFFOPS_ISA {
@@ -10,9 +11,10 @@ template <class V, int MR>
 inline constexpr int kDotRows = V::width / MR;
 
 // Rows [0, kDotRows) at row[i], `dim` elements each; x is [chunk][MR][kChunk] in P::Element, zero
-// beyond dim. `ahead` is the distance, in elements, of the prefetch.
+// beyond dim.
 template <class P, class T, int MR, class V = vec_of<T>>
-inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, int64_t ahead, const typename P::Element* x) {
+inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const Ahead& ahead,
+                  const typename P::Element* x) {
   constexpr int NK = kDotRows<V, MR>, kChunk = P::kChunk;
   V acc[V::width];
 #pragma GCC unroll 16
@@ -21,7 +23,7 @@ inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, int64_t a
     if constexpr (NK < MR) {
       typename P::Chunk r[NK];
 #pragma GCC unroll 16
-      for (int i = 0; i < NK; ++i) r[i] = load(row[i] + at);
+      for (int i = 0; i < NK; ++i) r[i] = load(i, at);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) {
         const auto y = P::load_query(x + at * MR + m * kChunk);
@@ -34,7 +36,7 @@ inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, int64_t a
       for (int m = 0; m < MR; ++m) y[m] = P::load_query(x + at * MR + m * kChunk);
 #pragma GCC unroll 16
       for (int i = 0; i < NK; ++i) {
-        const auto r = load(row[i] + at);
+        const auto r = load(i, at);
 #pragma GCC unroll 16
         for (int m = 0; m < MR; ++m) acc[i * MR + m] = P::dot(acc[i * MR + m], r, y[m]);
       }
@@ -42,13 +44,15 @@ inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, int64_t a
   };
   int64_t at = 0;
   for (; at + kChunk <= dim; at += kChunk)
-    step(at, [&](const T* p) {
-#pragma GCC unroll 2
-      for (size_t line = 0; line < kChunk * sizeof(T); line += 64)
-        prefetch(reinterpret_cast<const char*>(p + ahead) + line);
-      return P::load(p);
+    step(at, [&](int i, int64_t from) {
+      ahead(row[0], i, from, kChunk);
+      return P::load(row[i] + from);
     });
-  if (at < dim) step(at, [&](const T* p) { return P::load_n(p, static_cast<int>(dim - at)); });
+  if (at < dim)
+    step(at, [&](int i, int64_t from) {
+      ahead(row[0], i, from, dim - from);
+      return P::load_n(row[i] + from, static_cast<int>(dim - from));
+    });
   return V::reduce_add_each(acc);
 }
 

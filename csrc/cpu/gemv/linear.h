@@ -17,13 +17,17 @@ class LinearTask {
  public:
   LinearTask(const LinearProblem& p, const typename P::Element* x) : p_(p), x_(x) {}
 
-  // Output features [begin, end).
+  // Output features [begin, end). Every group of rows reads the features of a stretch before the
+  // next stretch comes, so that weights leave memory once.
   void run(int64_t begin, int64_t end) const {
-    int64_t row = 0;
-    const typename P::Element* x = x_;
-    for (; p_.rows - row >= 3; row += 4, x += padded_k(p_) * 4) by_features<4>(begin, end, row, x);
-    if (p_.rows - row == 2) by_features<2>(begin, end, row, x);
-    if (p_.rows - row == 1) by_features<1>(begin, end, row, x);
+    for (int64_t n = begin; n < end; n += V::width) {
+      const int64_t last = std::min<int64_t>(end, n + V::width);
+      int64_t row = 0;
+      const typename P::Element* x = x_;
+      for (; p_.rows - row >= 3; row += 4, x += padded_k(p_) * 4) by_features<4>(n, last, row, x);
+      if (p_.rows - row == 2) by_features<2>(n, last, row, x);
+      if (p_.rows - row == 1) by_features<1>(n, last, row, x);
+    }
   }
 
   static int64_t padded_k(const LinearProblem& p) { return (p.in + P::kChunk - 1) / P::kChunk * P::kChunk; }
@@ -46,11 +50,12 @@ class LinearTask {
   void by_features(int64_t begin, int64_t end, int64_t first_row, const typename P::Element* x) const {
     constexpr int NK = kDotRows<V, MR>;
     const T* weight = reinterpret_cast<const T*>(p_.weight);
+    const Ahead ahead{NK * p_.weight_row, kNearBytes / 4 / int64_t(sizeof(T)), p_.weight_row, 1};
     for (int64_t n = begin; n < end; n += NK) {
       const T* row[NK];
       for (int i = 0; i < NK; ++i) row[i] = weight + std::min(n + i, p_.out - 1) * p_.weight_row;
       C y[V::width];
-      dot_rows<P, T, MR>(row, p_.in, NK * p_.weight_row, x).store(y);
+      dot_rows<P, T, MR>(row, p_.in, ahead, x).store(y);
       for (int m = 0; m < MR && first_row + m < p_.rows; ++m)
         finish(first_row + m, n, std::min<int64_t>(NK, end - n), y + m, MR);
     }
@@ -59,11 +64,12 @@ class LinearTask {
   void finish(int64_t row, int64_t n, int64_t count, const C* y, int stride) const {
     T* to = reinterpret_cast<T*>(p_.y) + row * p_.out + n;
     const T* bias = reinterpret_cast<const T*>(p_.bias);
-    const T* residual = reinterpret_cast<const T*>(p_.residual) + row * p_.residual_row + n;
+    const T* residual = reinterpret_cast<const T*>(p_.residual);
+    if (residual != nullptr) residual += row * p_.residual_row + n;
     for (int64_t i = 0; i < count; ++i) {
       C v = y[i * stride];
       if (bias != nullptr) v += to_float(bias[n + i]);
-      if (p_.residual != nullptr) v += to_float(residual[i]);
+      if (residual != nullptr) v += to_float(residual[i]);
       if constexpr (sizeof(T) == 8) {
         to[i] = v;
       } else {
@@ -84,7 +90,7 @@ void linear_typed(const LinearProblem& p, const Parallel& parallel) {
   E* x = static_cast<E*>(thread_scratch(Scratch::call, groups * 4 * Task::padded_k(p) * sizeof(E)));
   Task::place(p, x);
   const int64_t pieces = (p.out + kLinearPiece - 1) / kLinearPiece;
-  parallel.for_each(pieces, p.rows * p.in * p.out > kLinearSerial,
+  parallel.for_each(pieces, linear_worth_threads(p),
                     [&](int64_t i) { Task(p, x).run(i * kLinearPiece, std::min(p.out, (i + 1) * kLinearPiece)); });
 }
 
