@@ -13,6 +13,10 @@ using OptionalTensor = std::optional<Tensor>;
 // Can the rows of x be numbered without a copy: last dimension contiguous, at most three outer ones
 // once neighbours that lie in line are joined.
 bool row_space(const Arg& x, RowSpace& rows) {
+  if (x.numel() == 0) {  // torch calls it contiguous whatever its strides
+    rows.size[0] = 0;
+    return true;
+  }
   if (x.size(x.dim - 1) > 1 && x.stride(x.dim - 1) != 1) return false;
   int at = 3;
   int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};

@@ -6,6 +6,7 @@ public functions step below them (``_call.below_autograd``) whenever no gradient
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,26 @@ def _needs_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
 
 
+def _first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A backward whose results cannot be differentiated again. Doing so raises even where the incoming gradient is
+    a constant; torch's ``once_differentiable`` would then drop the term in silence."""
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            results = backward(ctx, *d_outputs)
+        if not torch.is_grad_enabled():
+            return results
+        given = [x.detach().requires_grad_() for x in results if x is not None]
+        refuse = torch._C._functions.DelayedError(
+            b"effops: attention and merge_states have no second derivatives", len(given)
+        )
+        marked = iter(refuse(*given))
+        return tuple(None if x is None else next(marked) for x in results)
+
+    return wrapper
+
+
 class _Attention(torch.autograd.Function):
     """Both attention ops. ``keywords`` holds the options; those that are tensors come again, as inputs, after the
     positional ones, so that autograd sees them."""
@@ -124,7 +145,7 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, out, lse = ctx.saved_tensors
         inputs, named = (
@@ -173,7 +194,7 @@ class _MergeStates(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
         outs, lses, out, lse = ctx.saved_tensors
         weights = torch.where(lses.isneginf(), 0.0, (lses - torch.where(lse.isneginf(), 0.0, lse)).exp())

@@ -167,17 +167,21 @@ def merge_states_bound(outs: Tensor, lses: Tensor) -> tuple[Interval, Interval]:
 def packed_linear_bound(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
 ) -> Interval:
-    """``packed_linear``: sums of K products and two addends (g(K + 3)); on the GEMM path the product and its bias are
-    rounded before the residual comes (u), the result always (u)."""
+    """``packed_linear``: sums of K products and two addends (g(K + 3)); the result is rounded (u). On torch's GEMM path,
+    which more than 16 rows take, so may be the product before its bias and their sum before the residual (u each)."""
     u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), x.shape[-1]
     x64, w64, b64, r64 = _wide(x), _wide(weight), _wide(bias), _wide(residual)
     assert x64 is not None and w64 is not None
-    product = packed_linear(x64, w64, b64)
-    value = product if r64 is None else product + r64
+    product = packed_linear(x64, w64)
+    biased = product if b64 is None else product + b64
+    value = biased if r64 is None else biased + r64
     absolute = [None if t is None else t.abs() for t in (b64, r64)]
     magnitude = packed_linear(x64.abs(), w64.abs(), absolute[0], residual=absolute[1])
     sums = _chain(features + 3, w) * magnitude
-    inner = 0.0 if residual is None else u * (product.abs() + sums)
+    inner = torch.zeros_like(value)
+    if x.numel() > 16 * features:
+        inner += 0 if bias is None else u * (product.abs() + sums)
+        inner += 0 if residual is None else u * (biased.abs() + sums + inner)
     largest = x64.abs().amax() + w64.abs().amax() if x.numel() and weight.numel() else 0.0
     error = (sums + inner) * (1 + u) + u * value.abs() + FLUSH * (features * largest + 1) + _smallest(x.dtype)
     return _interval(value, error, x.dtype)
