@@ -1,0 +1,85 @@
+"""One ordinary call of each op, by the names of its schema: what the contract and dispatch tests vary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from strategies.values import int32, normal
+from torch import Tensor
+
+Arguments = dict[str, Any]
+OPS = [op for name in sorted(set(torch._C._dispatch_get_all_op_names())) if name.startswith("effops::")
+       for op in [getattr(torch.ops.effops, name.removeprefix("effops::")).default]]  # fmt: skip
+
+
+def attention() -> Arguments:
+    """B 2, T 3, L 9, H 4, G 2, D 8, Dv 6; every option that goes together."""
+    return {
+        "q": normal(2, 3, 4, 8), "k": normal(2, 9, 2, 8, seed=1), "v": normal(2, 9, 2, 6, seed=2),
+        "kv_lens": int32(9, 5), "kv_starts": int32(0, 2), "causal": True, "window": 0, "num_sinks": 1,
+        "prefix_lens": int32(3, 0), "head_windows": int32(0, 4), "sink_logits": normal(4, seed=3), "softcap": 5.0,
+        "scale": 0.4, "max_kv_len": 9,
+    }  # fmt: skip
+
+
+def varlen_attention() -> Arguments:
+    call = attention()
+    del call["kv_lens"]
+    ragged = {name: call[name].flatten(0, 1) for name in ("q", "k", "v")}
+    return call | ragged | {"cu_seqlens_q": int32(0, 4, 6), "cu_seqlens_k": int32(0, 8, 15), "max_q_len": 4}
+
+
+def backward(name: str, call: Arguments) -> Arguments:
+    out, lse = getattr(torch.ops.effops, name)(**call)
+    options = {n: x for n, x in call.items() if n not in ("max_q_len", "max_kv_len")}
+    gradients = {"d_out": normal(*out.shape, seed=4), "d_lse": normal(*lse.shape, seed=5)}
+    return gradients | options | {"out": out, "lse": lse}
+
+
+def append_kv() -> Arguments:
+    return {
+        "k_cache": normal(2, 7, 3, 8), "v_cache": normal(2, 7, 3, 6, seed=1),
+        "k": normal(2, 2, 3, 8, seed=2), "v": normal(2, 2, 3, 6, seed=3), "slots": int32(0, 6, 3, -1).view(2, 2),
+    }  # fmt: skip
+
+
+def packed_linear(rows: int = 3) -> Arguments:
+    weight, bias, residual = normal(5, 8, seed=1), normal(5, seed=2), normal(rows, 5, seed=3)
+    return {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
+
+
+def rotary() -> Arguments:
+    angles = normal(9, 3)
+    positions = int32(0, 3, 8, 1, 1, 2).view(2, 3)
+    return {"x": normal(2, 3, 4, 8), "cos": angles.cos(), "sin": angles.sin(), "positions": positions}
+
+
+CALLS = {
+    "append_kv": append_kv,
+    "attention": attention,
+    "attention_backward": lambda: backward("attention", attention()),
+    "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
+    "packed_linear": packed_linear,
+    "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
+    "rotary": rotary,
+    "silu_mul": lambda: {"x": normal(2, 3, 8)},
+    "varlen_attention": varlen_attention,
+    "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),
+}
+
+
+def name_of(op: torch._ops.OpOverload) -> str:
+    return op._schema.name.removeprefix("effops::")
+
+
+def tensor_arguments(op: torch._ops.OpOverload) -> list[str]:
+    return [a.name for a in op._schema.arguments if str(a.type) in ("Tensor", "Optional[Tensor]")]
+
+
+def run(op: torch._ops.OpOverload, call: Arguments) -> tuple[Tensor, ...]:
+    """All results of a call as a tuple; those of an op that writes in place are its caches."""
+    got = op(**call)
+    if got is None:
+        return call["k_cache"], call["v_cache"]
+    return got if isinstance(got, tuple) else (got,)

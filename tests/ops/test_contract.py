@@ -1,0 +1,172 @@
+"""What every op refuses, generated from the schemas: each tensor argument with a wrong dtype, rank, shape or device,
+or requiring grad where there is none. The error names op, argument, expected and got; nothing is written, and the op
+works on. What an op may not refuse, other strides, is generated too."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import effops.ops  # noqa: F401  (loads the ops)
+import pytest
+import torch
+from calls import CALLS, OPS, name_of, run, tensor_arguments
+from strategies.layouts import LAYOUTS
+from strategies.values import int32, normal, same_bits
+from torch import Tensor
+
+ARGUMENTS = [pytest.param(op, name, id=f"{name_of(op)}-{name}") for op in OPS for name in tensor_arguments(op)]
+each_argument = pytest.mark.parametrize("op, name", ARGUMENTS)
+
+# (op, argument, dimension) that may grow by one: nothing else has its extent.
+FREE = {
+    ("attention", "q", 1), ("attention", "v", 3), ("varlen_attention", "q", 0), ("varlen_attention", "v", 2),
+    ("merge_states", "outs", 3), ("rms_norm", "x", 0), ("rms_norm", "x", 1), ("rotary", "x", 2), ("rotary", "x", 3),
+    ("silu_mul", "x", 0), ("silu_mul", "x", 1),
+}  # fmt: skip
+ANY_RANK = {("rms_norm", "x"), ("silu_mul", "x")}
+WITH_GRADIENT = {"attention", "varlen_attention", "merge_states"}
+
+
+def refused(op: Any, call: dict[str, Any], argument: str | None = None, says: str = "expected .+, got .+") -> None:
+    """The call fails in the project's format, changes none of its arguments, and an ordinary call still works."""
+    before = {n: x.detach().clone() for n, x in call.items() if isinstance(x, Tensor) and x.device.type == "cpu"}
+    with pytest.raises(RuntimeError) as error:
+        op(**call)
+    names = argument or "|".join(a.name for a in op._schema.arguments)
+    assert re.match(rf"{name_of(op)}: ({names}): {says}", str(error.value)), str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(same_bits(call[n].detach(), x) for n, x in before.items())
+    run(op, CALLS[name_of(op)]())
+
+
+def test_every_op_and_argument_has_its_call():
+    assert {name_of(op) for op in OPS} == set(CALLS)
+    for op in OPS:
+        call = CALLS[name_of(op)]()
+        assert set(tensor_arguments(op)) <= set(call) <= {a.name for a in op._schema.arguments}, name_of(op)
+        assert all(torch.isfinite(x).all() for x in run(op, call))
+
+
+@each_argument
+def test_wrong_dtype(op, name):
+    call = CALLS[name_of(op)]()
+    if not call[name].is_floating_point():
+        wrong = [torch.int64, torch.int16, torch.float32]
+    elif name in (tensor_arguments(op)[0], "q"):  # sets the dtype of others
+        wrong = [torch.int64, torch.complex64, torch.bool]
+    else:
+        wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16]
+    for dtype in wrong:
+        blamed = None if name == "q" else name  # d_out is compared with q
+        refused(op, call | {name: call[name].to(dtype)}, blamed, "expected dtype .+, got .+")
+
+
+@each_argument
+def test_wrong_rank(op, name):
+    call = CALLS[name_of(op)]()
+    for x in (call[name][None], call[name][..., None], call[name].select(0, 0), call[name].sum().to(call[name].dtype)):
+        if (name_of(op), name) in ANY_RANK and x.dim() > 0 and x.shape[-1] == call[name].shape[-1]:
+            continue
+        refused(op, call | {name: x})
+
+
+@each_argument
+def test_wrong_shape(op, name):
+    call = CALLS[name_of(op)]()
+    for d in range(call[name].dim()):
+        changed = call | {name: torch.cat([call[name], call[name].narrow(d, -1, 1)], d)}
+        if (name_of(op), name, d) not in FREE:
+            refused(op, changed)
+            continue
+        on_meta = {n: x.to("meta") if isinstance(x, Tensor) else x for n, x in changed.items()}
+        assert [x.shape for x in run(op, changed)] == [x.shape for x in run(op, on_meta)]
+
+
+@each_argument
+def test_wrong_device(op, name):
+    call = CALLS[name_of(op)]()
+    if len(tensor_arguments(op)) == 1:
+        return  # alone it decides the device
+    first = name == tensor_arguments(op)[0]
+    refused(op, call | {name: call[name].to("meta")}, None if first else name, "expected the device of .+, got .+")
+
+
+@each_argument
+def test_any_strides(op, name):
+    plain = run(op, CALLS[name_of(op)]())
+    for layout, place in LAYOUTS.items():
+        call = CALLS[name_of(op)]()
+        got = run(op, call | {name: place(call[name])})
+        if name in ("k_cache", "v_cache"):
+            continue  # the result is in the placed cache, not in the call's: test_append.py looks at it
+        assert all(same_bits(a, b) for a, b in zip(got, plain, strict=True)), layout
+
+
+@each_argument
+def test_requires_grad(op, name):
+    call = CALLS[name_of(op)]()
+    if not call[name].is_floating_point():
+        return  # an integer tensor cannot require grad
+    tracked = call | {name: call[name].requires_grad_()}
+    if name_of(op) not in WITH_GRADIENT:
+        refused(op, tracked, name, "expected a tensor that does not require grad, got one that does")
+        public = getattr(effops.ops, name_of(op), None)
+        if public is not None:
+            with pytest.raises(RuntimeError, match=f"{name_of(op)}: {name}: expected a tensor that does not require"):
+                public(**tracked)
+        with torch.no_grad():
+            run(op, tracked)
+        return
+    results = run(op, tracked)
+    loss = sum(x.sum() for x in results)
+    loss.backward()
+    assert call[name].grad.shape == call[name].shape and call[name].grad.ne(0).any()
+
+
+VALUES = [  # op, argument, value, what the error says after "op: argument: "
+    ("attention", "kv_lens", int32(9, -1), r"expected values in \[0, 9\] .+, got -1 at index 1"),
+    ("attention", "kv_lens", int32(10, 9), r"expected values in \[0, 9\] .+, got 10 at index 0"),
+    ("attention", "kv_lens", int32(-(2**31), 0), "expected values in .+, got -2147483648 at index 0"),
+    ("attention", "kv_starts", int32(0, 10), "expected values in .+, got 10 at index 1"),
+    ("attention", "kv_starts", int32(-1, 0), "expected values in .+, got -1 at index 0"),
+    ("attention", "prefix_lens", int32(0, -3), "expected values in .+, got -3 at index 1"),
+    ("attention", "head_windows", int32(-1, 0), "expected values in .+, got -1 at index 0"),
+    ("attention", "num_sinks", -1, "expected 0 or more, got -1"),
+    ("attention", "softcap", -1.0, "expected 0 .+, got -1"),
+    ("attention", "softcap", torch.nan, "expected 0 .+, got nan"),
+    ("attention", "scale", torch.inf, "expected a finite number, got inf"),
+    ("attention", "max_kv_len", 8, r"expected values in \[0, 8\] .+, got 9 at index 0"),
+    ("varlen_attention", "cu_seqlens_q", int32(1, 4, 6), "expected offsets that begin with 0, got 1"),
+    ("varlen_attention", "cu_seqlens_q", int32(0, 3, 7), "expected offsets up to 6, got 7"),
+    ("varlen_attention", "cu_seqlens_k", int32(0, 8, 7), "expected ascending offsets, got 7 after 8 at index 2"),
+    ("varlen_attention", "cu_seqlens_k", int32(0, -5, 7), "expected ascending offsets, got -5 after 0 at index 1"),
+    ("varlen_attention", "cu_seqlens_k", int32(0, 8, 19), "expected .+, got 1[19]"),
+    ("varlen_attention", "max_q_len", 3, "expected lengths up to max_q_len = 3, got 4 at index 0"),
+    ("varlen_attention", "kv_starts", int32(-1, 0), "expected values in .+, got -1 at index 0"),
+    ("append_kv", "slots", int32(0, 1, 2, 7).view(2, 2), r"expected values in \[-1, 7\), got 7 at index \[1, 1\]"),
+    ("append_kv", "slots", int32(-2, 1, 2, 3).view(2, 2), r"expected values in \[-1, 7\), got -2 at index \[0, 0\]"),
+    ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected values in \[0, 9\), got 9 at index \[1, 2\]"),
+    ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, argument, value, says", VALUES)
+def test_wrong_value(name, argument, value, says):
+    op = getattr(torch.ops.effops, name).default
+    blamed = {"max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q"}.get(argument, argument)
+    refused(op, CALLS[name]() | {argument: value}, blamed, says)
+
+
+def test_windows_of_two_kinds():
+    refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": 3}, "head_windows")
+    refused(
+        torch.ops.effops.attention.default, CALLS["attention"]() | {"window": -1, "head_windows": None}, "window"
+    )
+
+
+def test_heads_must_divide():
+    call = CALLS["attention"]()
+    refused(torch.ops.effops.attention.default, call | {"q": normal(2, 3, 5, 8)}, "k")
+    refused(torch.ops.effops.attention.default, call | {"k": call["k"][:, :, :0], "v": call["v"][:, :, :0]}, "k")
+    refused(torch.ops.effops.attention.default, call | {"q": call["q"][..., :0], "k": call["k"][..., :0]}, "q")
