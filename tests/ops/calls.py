@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import effops.ops  # noqa: F401  (loads the ops)
 import torch
 from strategies.values import int32, normal
 from torch import Tensor

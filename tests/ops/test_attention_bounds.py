@@ -63,7 +63,9 @@ SHAPES = {  # T, L, H, G, D, Dv
 def test_where_the_schedule_changes(dtype, shape, causal):
     tokens, capacity, heads, kv_heads, dim, v_dim = SHAPES[shape]
     q = values(1, tokens, heads, dim, dtype=DTYPES[dtype], seed=1)
-    k, v = (values(1, kv_heads, capacity, d, dtype=q.dtype, seed=d, kind="spikes").transpose(1, 2) for d in (dim, v_dim))
+    k, v = (
+        values(1, kv_heads, capacity, d, dtype=q.dtype, seed=d, kind="spikes").transpose(1, 2) for d in (dim, v_dim)
+    )
     assert worst(q, k, v, causal=causal) <= 1
 
 

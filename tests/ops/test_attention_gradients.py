@@ -102,9 +102,7 @@ def test_ragged_gradients_are_those_of_each_sequence(dtype):
     k, v = (normal(180, 2, d, dtype=q.dtype, seed=d) for d in (24, 16))  # more rows than offsets own
     options = {"causal": True, "window": 30, "sink_logits": normal(4, seed=4)}
     tracked = [x.clone().requires_grad_() for x in (q, k, v, options["sink_logits"])]
-    out, lse = ops.varlen_attention(
-        *tracked[:3], cu_q, cu_k, return_lse=True, **{**options, "sink_logits": tracked[3]}
-    )
+    out, lse = ops.varlen_attention(*tracked[:3], cu_q, cu_k, return_lse=True, **{**options, "sink_logits": tracked[3]})
     d_out, d_lse = normal(*out.shape, dtype=out.dtype, seed=5), normal(*lse.shape, dtype=lse.dtype, seed=6)
     dq, dk, dv, ds = torch.autograd.grad((out, lse), tracked, (d_out, d_lse))
     total = torch.zeros(4, dtype=torch.float64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import effops.ops  # noqa: F401  (loads the ops)
+import effops.ops
 import pytest
 import torch
 from calls import CALLS, OPS, name_of, run, tensor_arguments
@@ -160,9 +160,7 @@ def test_wrong_value(name, argument, value, says):
 
 def test_windows_of_two_kinds():
     refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": 3}, "head_windows")
-    refused(
-        torch.ops.effops.attention.default, CALLS["attention"]() | {"window": -1, "head_windows": None}, "window"
-    )
+    refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": -1, "head_windows": None}, "window")
 
 
 def test_heads_must_divide():

@@ -61,9 +61,7 @@ def test_decode_prefill_and_idle_sequences_in_one_batch(threads):
 def test_bounds_on_the_host_change_nothing():
     q, k, v = normal(9, 4, 16), normal(70, 2, 16, seed=1), normal(70, 2, 16, seed=2)
     plain = ops.varlen_attention(q, k, v, int32(0, 4, 9), int32(0, 30, 70), causal=True)
-    bounded = ops.varlen_attention(
-        q, k, v, int32(0, 4, 9), int32(0, 30, 70), causal=True, max_q_len=5, max_kv_len=40
-    )
+    bounded = ops.varlen_attention(q, k, v, int32(0, 4, 9), int32(0, 30, 70), causal=True, max_q_len=5, max_kv_len=40)
     assert same_bits(plain, bounded)
 
 

@@ -1,0 +1,110 @@
+"""Offsets beyond 32 bits, memory that may not be read, results that are wholly written."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+import torch
+from calls import CALLS, OPS, name_of, run
+from effops import ops
+from strategies.layouts import LAYOUTS
+from strategies.values import int32, normal, same_bits
+from torch import Tensor
+
+pytestmark = pytest.mark.core
+
+FAR = 2**31 + 8
+
+
+def far_apart(x: Tensor, dim: int) -> Tensor:
+    """x with neighbours in ``dim`` more than 2^31 elements apart, in memory that the system maps as it is touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
+    elements = FAR * (x.shape[dim] - 1) + x.numel()
+    memory = mmap.mmap(-1, elements * x.element_size(), flags=flags)
+    strides = list(x.contiguous().stride())
+    strides[dim] = FAR
+    view = torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, strides)
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_over_2_to_the_31_elements(dtype, tokens, dim):
+    q, k, v = (normal(2, n, h, 2, dtype=dtype, seed=n) for n, h in ((tokens, 4), (3, 2), (3, 2)))
+    expected = ops.attention(q, k, v)
+    for at in range(3):
+        if at == 0 and dim == 1 and tokens == 20:
+            continue  # 20 tokens so far apart are more address space than a process may have
+        placed = [far_apart(x, dim) if i == at else x for i, x in enumerate((q, k, v))]
+        assert same_bits(ops.attention(*placed), expected)
+    if dim > 0:
+        cu_q, cu_k = int32(0, tokens), int32(0, 3)
+        ragged = ops.varlen_attention(q[0], far_apart(k[0], dim - 1), far_apart(v[0], dim - 1), cu_q, cu_k)
+        assert same_bits(ragged, expected[0])
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_cache_writes_over_2_to_the_31_elements(dim):
+    caches = [far_apart(torch.zeros(2, 3, 2, d, dtype=torch.bfloat16), dim) for d in (2, 3)]
+    k, v = (normal(2, 2, 2, d, dtype=torch.bfloat16) for d in (2, 3))
+    ops.append_kv(*caches, k, v, int32(0, 2, 2, 1).view(2, 2))
+    for cache, new in zip(caches, (k, v), strict=True):
+        expected = torch.zeros(cache.shape, dtype=cache.dtype)
+        expected[0, 0], expected[0, 2], expected[1, 2], expected[1, 1] = new[0, 0], new[0, 1], new[1, 0], new[1, 1]
+        assert same_bits(cache, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_layer_over_2_to_the_31_elements(dtype):
+    x, w = normal(3, 8, dtype=dtype), normal(4, 8, dtype=dtype, seed=1)
+    tables, positions = normal(5, 2), int32(0, 1, 2, 3, 4, 4).view(2, 3)
+    heads = normal(2, 3, 2, 8, dtype=dtype)
+    assert same_bits(ops.packed_linear(far_apart(x, 0), far_apart(w, 0)), ops.packed_linear(x, w))
+    assert same_bits(ops.rms_norm(far_apart(x, 0), w[0]), ops.rms_norm(x, w[0]))
+    assert same_bits(ops.silu_mul(far_apart(x, 0)), ops.silu_mul(x))
+    for dim in range(3):
+        got = ops.rotary(far_apart(heads, dim), tables.cos(), tables.sin(), positions)
+        assert same_bits(got, ops.rotary(heads, tables.cos(), tables.sin(), positions))
+
+
+@pytest.mark.parametrize("op", OPS, ids=name_of)
+def test_nothing_is_read_past_the_end(op):
+    """All arguments end at unreadable pages, at sizes around vectors and tiles."""
+    plain = run(op, CALLS[name_of(op)]())
+    call = {n: LAYOUTS["guarded"](x) if isinstance(x, Tensor) else x for n, x in CALLS[name_of(op)]().items()}
+    assert all(same_bits(a, b) for a, b in zip(run(op, call), plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_unreadable_pages_behind_every_size(dtype):
+    place = LAYOUTS["guarded"]
+    for dim in (1, 3, 7, 8, 9, 15, 17, 31, 33, 47, 63, 64, 65, 100, 129):
+        for keys in (1, 7, 63, 65, 130):
+            k, v = place(normal(1, keys, 1, dim, dtype=dtype)), place(normal(1, keys, 1, 130 - dim, dtype=dtype))
+            for tokens in (1, 2, 4, 18):
+                assert ops.attention(place(normal(1, tokens, 1, dim, dtype=dtype)), k, v).isfinite().all()
+        for rows in (1, 2, 3, 4):
+            w = place(normal(dim, 130 - dim, dtype=dtype))
+            assert ops.packed_linear(place(normal(rows, 130 - dim, dtype=dtype)), w).isfinite().all()
+        x = place(normal(3, 2 * dim, dtype=dtype))
+        assert ops.rms_norm(x, place(normal(2 * dim, dtype=dtype))).isfinite().all()
+        assert ops.silu_mul(x).isfinite().all()
+
+
+@pytest.mark.parametrize("op", OPS, ids=name_of)
+def test_results_are_new_and_contiguous(op):
+    call = CALLS[name_of(op)]()
+    inputs = {x.untyped_storage().data_ptr() for x in call.values() if isinstance(x, Tensor)}
+    for x in run(op, call):
+        assert x.is_contiguous() and x.isfinite().all()
+        assert name_of(op) == "append_kv" or x.untyped_storage().data_ptr() not in inputs
+
+
+def test_values_of_another_sign_bit():
+    """torch marks lazily negated tensors; an op that ignores the mark reads them unnegated."""
+    negative = torch.view_as_complex(normal(1, 5, 1, 8, 2)).conj().imag
+    assert negative.is_neg()
+    q = normal(1, 1, 1, 8, seed=1)
+    assert same_bits(ops.attention(q, negative, negative), ops.attention(q, negative.clone(), negative.clone()))
