@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
+
 from strategies.layouts import LAYOUTS
 from strategies.values import KINDS, int32, values
-from torch import Tensor
 
 LENGTHS = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 150)
 TOKENS = (1, 1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 0)
