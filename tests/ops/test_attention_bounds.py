@@ -12,6 +12,7 @@ from effops.reference.bounds import attention_bound
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies.attention import dense
+from strategies.layouts import heads_major
 from strategies.values import DTYPES, KINDS, int32, normal, values
 from torch import Tensor
 
@@ -63,10 +64,8 @@ SHAPES = {  # T, L, H, G, D, Dv
 def test_where_the_schedule_changes(dtype, shape, causal):
     tokens, capacity, heads, kv_heads, dim, v_dim = SHAPES[shape]
     q = values(1, tokens, heads, dim, dtype=DTYPES[dtype], seed=1)
-    k, v = (
-        values(1, kv_heads, capacity, d, dtype=q.dtype, seed=d, kind="spikes").transpose(1, 2) for d in (dim, v_dim)
-    )
-    assert worst(q, k, v, causal=causal) <= 1
+    k, v = (values(1, capacity, kv_heads, d, dtype=q.dtype, seed=d, kind="spikes") for d in (dim, v_dim))
+    assert worst(q, heads_major(k), heads_major(v), causal=causal) <= 1
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])

@@ -174,6 +174,6 @@ def test_finite_differences_of_merging():
 def test_second_derivatives_are_refused():
     """Rather than left out: the first gradient would seem constant in q."""
     q = normal(1, 2, 1, 4).requires_grad_()
-    with pytest.raises(RuntimeError, match="differentia|derivative"):
+    with pytest.raises(RuntimeError, match=r"differentia|derivative"):
         (first,) = torch.autograd.grad(ops.attention(q, q, q).sum(), q, create_graph=True)
         (first.square().sum() + q.sum()).backward()

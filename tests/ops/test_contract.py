@@ -146,7 +146,7 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("varlen_attention", "kv_starts", int32(-1, 0), "expected values in .+, got -1 at index 0"),
     ("append_kv", "slots", int32(0, 1, 2, 7).view(2, 2), r"expected values in \[-1, 7\), got 7 at index \[1, 1\]"),
     ("append_kv", "slots", int32(-2, 1, 2, 3).view(2, 2), r"expected values in \[-1, 7\), got -2 at index \[0, 0\]"),
-    ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected values in \[0, 9\), got 9 at index \[1, 2\]"),
+    ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index \[1, 2\]"),
     ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
 ]  # fmt: skip
 

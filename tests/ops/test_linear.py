@@ -93,5 +93,5 @@ def test_packed_weights():
         ops.pack_weight(w[0])
     with pytest.raises(ValueError, match="pack_weight: format: expected one of f32, bf16, f16, got int3"):
         ops.pack_weight(w, "int3")
-    with pytest.raises(ValueError, match="pack_weight: w: expected a floating dtype, got torch.int32"):
+    with pytest.raises(ValueError, match=r"pack_weight: w: expected a floating dtype, got torch\.int32"):
         ops.pack_weight(w.int(), "f32")

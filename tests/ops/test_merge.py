@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_split_keys_merge_to_the_whole(dtype, tokens):
     k, v = (normal(2, 300, 2, d, dtype=q.dtype, seed=d) for d in (64, 48))
     for points in ((1,), (64, 64), (100, 170), (299,), (50, 51, 52)):
         ends = [0, *points, 300]
-        cuts = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        cuts = [slice(a, b) for a, b in itertools.pairwise(ends)]
         assert merged(q, k, v, cuts, [{}] * len(cuts)) <= 1, points
     # A shared prefix that all see and a causal rest: the whole is causal, for the prefix ends before the queries.
     assert merged(q, k, v, [slice(0, 200), slice(200, 300)], [{}, {"causal": True}], causal=True) <= 1
