@@ -19,23 +19,44 @@ _library = torch.library.Library("effops", "IMPL")
 # ---- fake kernels: shapes and dtypes only --------------------------------------------------------
 
 
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the fake kernel of an op. Fakes also serve calls that mix a meta tensor with real ones, which they
+    refuse as the kernels refuse any other mixture of devices."""
+    arguments = [a.name for a in getattr(torch.ops.effops, name).default._schema.arguments]
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            named = dict(zip(arguments, args, strict=False)) | kwargs
+            tensors = {k: x for k, x in named.items() if isinstance(x, Tensor)}
+            first, device = next((k, x.device) for k, x in tensors.items())
+            for argument, x in tensors.items():
+                if x.device != device:
+                    raise RuntimeError(f"{name}: {argument}: expected the device of {first}, {device}, got {x.device}")
+            return fake(*args, **kwargs)
+
+        torch.library.register_fake(f"effops::{name}", checked)
+        return fake
+
+    return register
+
+
 def _lse_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("effops::attention")
+@_fake("attention")
 def _attention_fake(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=_lse_dtype(q))
 
 
-@torch.library.register_fake("effops::varlen_attention")
+@_fake("varlen_attention")
 def _varlen_attention_fake(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **_: Any
 ) -> tuple[Tensor, Tensor]:
     return _attention_fake(q, k, v)
 
 
-@torch.library.register_fake("effops::attention_backward")
+@_fake("attention_backward")
 def _attention_backward_fake(
     d_out: Tensor,
     d_lse: Tensor | None,
@@ -50,7 +71,7 @@ def _attention_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
 
 
-@torch.library.register_fake("effops::varlen_attention_backward")
+@_fake("varlen_attention_backward")
 def _varlen_attention_backward_fake(
     d_out: Tensor,
     d_lse: Tensor | None,
@@ -68,34 +89,34 @@ def _varlen_attention_backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), sinks
 
 
-@torch.library.register_fake("effops::merge_states")
+@_fake("merge_states")
 def _merge_states_fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 
-@torch.library.register_fake("effops::append_kv")
+@_fake("append_kv")
 def _append_kv_fake(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("effops::packed_linear")
+@_fake("packed_linear")
 def _packed_linear_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@torch.library.register_fake("effops::rms_norm")
+@_fake("rms_norm")
 def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("effops::rotary")
+@_fake("rotary")
 def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("effops::silu_mul")
+@_fake("silu_mul")
 def _silu_mul_fake(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
