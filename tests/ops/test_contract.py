@@ -15,6 +15,8 @@ from strategies.layouts import LAYOUTS
 from strategies.values import int32, normal, same_bits
 from torch import Tensor
 
+pytestmark = pytest.mark.core
+
 ARGUMENTS = [pytest.param(op, name, id=f"{name_of(op)}-{name}") for op in OPS for name in tensor_arguments(op)]
 each_argument = pytest.mark.parametrize("op, name", ARGUMENTS)
 
