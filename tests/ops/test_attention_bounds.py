@@ -45,6 +45,8 @@ SHAPES = {  # T, L, H, G, D, Dv
     "17 rows, a block": (17, 200, 2, 2, 80, 96),
     "two splits": (1, 1025, 4, 1, 64, 64),
     "three splits, the last one short": (2, 2063, 2, 1, 40, 24),
+    "20 heads on one KV head, a block of one token": (1, 200, 20, 1, 64, 64),
+    "100 heads on one KV head": (1, 1100, 100, 1, 24, 16),
     "96 rows": (24, 130, 4, 1, 64, 64),
     "97 rows": (97, 130, 2, 2, 64, 64),
     "200 rows, one head": (200, 200, 1, 1, 32, 32),

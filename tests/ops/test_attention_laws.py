@@ -193,3 +193,33 @@ def test_a_sink_logit_is_a_key_without_a_value(dtype, tokens):
     as_key = attend(with_sink, keys, torch.nn.functional.pad(v, (0, 0, 0, 0, 1, 0)), scale=0.25)
     got = attend(q, k, v, scale=0.25, sink_logits=logits)
     assert near(got, as_key, q, k, v, scale=0.25, sink_logits=logits)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 6, 30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_where_it_belongs(dtype, tokens):
+    """NaN in a query reaches its own row, in a key the rows of its heads that see it, in a value one column of them;
+    there it arrives, and every other bit is as it was."""
+    q = normal(2, tokens, 6, 40, dtype=DTYPES[dtype])
+    k, v = (normal(2, 150, 2, d, dtype=q.dtype, seed=d) for d in (40, 33))
+    plain = attend(q, k, v, causal=True)
+
+    def check(where: tuple[Any, ...], *poisoned: Tensor, lse_too: bool = True) -> None:
+        out, lse = attend(*poisoned, causal=True)
+        assert out[where].isnan().all() and lse[where[:3]].isnan().all() == lse_too
+        clean, clean_lse = plain[0].clone(), plain[1].clone()
+        clean[where], out[where] = 0, 0
+        if lse_too:
+            clean_lse[where[:3]], lse[where[:3]] = 0, 0
+        assert same((out, lse), (clean, clean_lse))
+
+    def with_nan(x: Tensor, *at: int) -> Tensor:
+        x = x.clone()
+        x[at] = torch.nan
+        return x
+
+    last = tokens - 1
+    check((1, last, 4), with_nan(q, 1, last, 4, 7), k, v)
+    check((0, slice(None), slice(3, 6)), q, with_nan(k, 0, 70, 1, 39), v)
+    check((1, slice(last, None), slice(0, 3)), q, with_nan(k, 1, 149, 0, 0), v)
+    check((0, slice(None), slice(3, 6), 32), q, k, with_nan(v, 0, 64, 1, 32), lse_too=False)

@@ -95,3 +95,21 @@ def test_packed_weights():
         ops.pack_weight(w, "int3")
     with pytest.raises(ValueError, match=r"pack_weight: w: expected a floating dtype, got torch\.int32"):
         ops.pack_weight(w.int(), "f32")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_where_it_belongs(dtype, rows):
+    """In its row of the input, in its feature of the weight; every other bit is as it was."""
+    x, w = normal(rows, 100, dtype=DTYPES[dtype]), normal(70, 100, dtype=DTYPES[dtype], seed=1)
+    plain = ops.packed_linear(x, w)
+    for row, feature, inner in ((0, 0, 99), (rows - 1, 69, 0), (rows // 2, 64, 63)):
+        bad_x, bad_w = x.clone(), w.clone()
+        bad_x[row, inner], bad_w[feature, inner] = torch.nan, torch.nan
+        for got, index in (
+            (ops.packed_linear(bad_x, w), (row,)),
+            (ops.packed_linear(x, bad_w), (slice(None), feature)),
+        ):
+            assert got[index].isnan().all()
+            got[index] = plain[index]
+            assert same_bits(got, plain)
