@@ -17,13 +17,13 @@ pytestmark = pytest.mark.core
 FAR = 2**31 + 8
 
 
-def far_apart(x: Tensor, dim: int) -> Tensor:
-    """x with neighbours in ``dim`` more than 2^31 elements apart, in memory that the system maps as it is touched."""
+def far_apart(x: Tensor, dim: int, distance: int = FAR) -> Tensor:
+    """x with neighbours in ``dim`` so many elements apart, in memory that the system maps as it is touched."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
-    elements = FAR * (x.shape[dim] - 1) + x.numel()
+    elements = distance * (x.shape[dim] - 1) + x.numel()
     memory = mmap.mmap(-1, elements * x.element_size(), flags=flags)
     strides = list(x.contiguous().stride())
-    strides[dim] = FAR
+    strides[dim] = distance
     view = torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, strides)
     return view.copy_(x)
 
@@ -43,6 +43,20 @@ def test_attention_over_2_to_the_31_elements(dtype, tokens, dim):
         cu_q, cu_k = int32(0, tokens), int32(0, 3)
         ragged = ops.varlen_attention(q[0], far_apart(k[0], dim - 1), far_apart(v[0], dim - 1), cu_q, cu_k)
         assert same_bits(ragged, expected[0])
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_later_tiles_beyond_2_to_the_31_elements(tokens):
+    """Keys that are near enough for 32 bits in the first tile of 64 only."""
+    q, k, v = (normal(1, n, 1, 4, dtype=torch.bfloat16, seed=n) for n in (tokens, 130, 131))
+    placed = [far_apart(x, 1, FAR // 64) for x in (k, v[:, :130])]
+    assert same_bits(ops.attention(q, *placed), ops.attention(q, k, v[:, :130]))
+    d_out = normal(1, tokens, 1, 4, dtype=torch.bfloat16, seed=5)
+    gradients = [
+        torch.autograd.grad(ops.attention(q.clone().requires_grad_(), *x), x, d_out)
+        for x in ([x.requires_grad_() for x in placed], [k.requires_grad_(), v[:, :130].clone().requires_grad_()])
+    ]
+    assert all(same_bits(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
