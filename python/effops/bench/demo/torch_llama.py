@@ -1,0 +1,143 @@
+"""The other side of the demo: the same weights decoded by plain eager torch, as fast as we can write it.
+
+One sequence, activations [T, d], a preallocated heads-major KV cache [G, L, D] a layer, the fused projections of the
+effops model (the very tensors, no copies). No effops op is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effops.bench.demo.forms import Forms
+from effops.models import Llama
+from effops.nn import DecoderLayer
+
+
+class Layer(NamedTuple):
+    """One decoder layer's weights, shared with the effops model."""
+
+    window: int | None
+    norm1: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    norm2: Tensor
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+
+@dataclass
+class Cache:
+    """Keys and values [G, L, D] of every layer; the first ``length`` tokens are filled."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+    length: int = 0
+
+
+class TorchLlama:
+    """Calling it with whole sequences int64 [1,T] gives logits [1,T,V]; ``forward`` continues a cache."""
+
+    def __init__(self, model: Llama, forms: Forms | None = None) -> None:
+        self.config, self.rotary, self.dtype = model.config, model.rotary, model.dtype
+        self.forms = forms or Forms()
+        self.embedding, self.norm, self.head = (
+            p.detach() for p in (model.embed_tokens.weight, model.norm.weight, model.lm_head.weight)
+        )
+        self.layers = [_layer(cast(DecoderLayer, layer)) for layer in model.layers]
+        self._tables: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def new_cache(self, capacity: int) -> Cache:
+        c = self.config
+        shape = (c.num_hidden_layers, c.num_key_value_heads, capacity, c.head_dim)
+        return Cache(*(list(torch.empty(shape, dtype=self.dtype)) for _ in range(2)))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[0] != 1:
+            raise ValueError(f"TorchLlama: tokens: expected one sequence, got {tokens.shape[0]}")
+        return self.forward(tokens[0], self.new_cache(tokens.shape[1]), last_only=False)[None]
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, cache: Cache, *, last_only: bool = True) -> Tensor:
+        """Logits [T,V], or [1,V] of the last, of tokens int64 [T] that continue the cache: a whole prompt or one."""
+        c, count, start = self.config, tokens.shape[0], cache.length
+        if start and count > 1:
+            raise ValueError(f"TorchLlama: tokens: expected one token beside a filled cache, got {count}")
+        end = start + count
+        cos, sin = self._rotation(end)
+        cos, sin = cos[start:end], sin[start:end]
+        x = F.embedding(tokens, self.embedding)
+        for layer, k_cache, v_cache in zip(self.layers, cache.k, cache.v, strict=True):
+            h = F.rms_norm(x, (c.hidden_size,), layer.norm1, c.rms_norm_eps)
+            q, k, v = self._heads(F.linear(h, layer.qkv, layer.qkv_bias), layer, cos, sin)
+            k_cache[:, start:end].copy_(k.transpose(0, 1))
+            v_cache[:, start:end].copy_(v.transpose(0, 1))
+            # A single query needs no mask: the keys before its window are cut off.
+            first = max(0, end - layer.window) if layer.window and count == 1 else 0
+            h = self.forms.attend(q, k_cache[:, first:end], v_cache[:, first:end], layer.window)
+            x = self.forms.add_linear(x, h, layer.out, layer.out_bias)
+            h = F.rms_norm(x, (c.hidden_size,), layer.norm2, c.rms_norm_eps)
+            gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = self.forms.add_linear(x, F.silu(gate) * up, layer.down, layer.down_bias)
+        cache.length = end
+        if last_only:
+            x = x[-1:]
+        return F.linear(F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps), self.head)
+
+    def _heads(self, qkv: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q [T,H,D] and k [T,G,D], v [T,G,D] of the fused projection."""
+        c = self.config
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+        qkv = qkv.view(qkv.shape[0], heads + 2 * kv_heads, c.head_dim)
+        qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = F.rms_norm(qk[:, :heads], (c.head_dim,), layer.q_norm, c.rms_norm_eps)
+            qk = torch.cat((q, F.rms_norm(qk[:, heads:], (c.head_dim,), layer.k_norm, c.rms_norm_eps)), 1)
+        half = self.rotary.dim // 2
+        if 2 * half == c.head_dim:
+            swapped = qk.roll(half, -1)
+        else:  # the dimensions after the rotated ones stay: cos is 1 there and sin is 0
+            swapped = torch.cat((qk[..., half : 2 * half], qk[..., :half], qk[..., 2 * half :]), -1)
+        qk = torch.addcmul(qk * cos, swapped, sin)
+        return qk[:, :heads], qk[:, heads:], v
+
+    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and signed sin [P,1,D] in the model's dtype: x · cos + (x with halves swapped) · sin rotates x."""
+        cos, sin = self.rotary.tables(length, torch.device("cpu"))
+        if self._tables is None or self._tables[0] is not cos:
+            rest = self.config.head_dim - self.rotary.dim
+            wide = F.pad(torch.cat((cos, cos), 1), (0, rest), value=1.0)
+            signed = F.pad(torch.cat((-sin, sin), 1), (0, rest))
+            self._tables = (cos, sin, wide[:, None].to(self.dtype), signed[:, None].to(self.dtype))
+        return self._tables[2:]
+
+
+def _layer(layer: DecoderLayer) -> Layer:
+    a, m = layer.self_attn, layer.mlp
+    weights = (
+        layer.input_layernorm.weight,
+        a.qkv_proj.weight,
+        a.qkv_proj.bias,
+        a.q_norm and a.q_norm.weight,
+        a.k_norm and a.k_norm.weight,
+        a.o_proj.weight,
+        a.o_proj.bias,
+        layer.post_attention_layernorm.weight,
+        m.gate_up_proj.weight,
+        m.gate_up_proj.bias,
+        m.down_proj.weight,
+        m.down_proj.bias,
+    )
+    return Layer(a.window, *(None if w is None else w.detach() for w in weights))  # type: ignore[arg-type]
+
