@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ERROR_LIMIT = 1e-3  # of the largest logit: more than this is no rounding
 
@@ -27,10 +27,10 @@ class Verdict:
 
 
 @torch.no_grad()
-def exact_logits(model: nn.Module, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """float64 logits [n,V] before each of ``tokens``, by a float64 model fed with exactly these tokens."""
+def exact_logits(model: Callable[[Tensor], Tensor], prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """float64 logits [n,V] before each of ``tokens``, by a float64 model, tokens [1,T] to logits [1,T,V]."""
     inputs = torch.tensor([[*prompt, *tokens[:-1]]], dtype=torch.int64)
-    logits: Tensor = model(inputs)[0, len(prompt) - 1 :]
+    logits = model(inputs)[0, len(prompt) - 1 :]
     if logits.dtype != torch.float64:
         raise ValueError(f"exact_logits: model: expected float64 logits, got {logits.dtype}")
     return logits
@@ -42,7 +42,7 @@ def compare(
     logits_a: Tensor,
     tokens_b: Sequence[int],
     logits_b: Tensor,
-    exact: nn.Module,
+    exact: Callable[[Tensor], Tensor],
 ) -> Verdict:
     """The verdict on two greedy float32 runs: tokens and the logits float32 [n,V] they were chosen from.
 

@@ -6,7 +6,6 @@ effops model (the very tensors, no copies). No effops op is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -61,7 +60,8 @@ class TorchLlama:
     def new_cache(self, capacity: int) -> Cache:
         c = self.config
         shape = (c.num_hidden_layers, c.num_key_value_heads, capacity, c.head_dim)
-        return Cache(*(list(torch.empty(shape, dtype=self.dtype)) for _ in range(2)))
+        k, v = torch.empty(2, *shape, dtype=self.dtype)
+        return Cache(list(k), list(v))
 
     def __call__(self, tokens: Tensor) -> Tensor:
         if tokens.shape[0] != 1:
@@ -125,19 +125,22 @@ class TorchLlama:
 
 def _layer(layer: DecoderLayer) -> Layer:
     a, m = layer.self_attn, layer.mlp
-    weights = (
-        layer.input_layernorm.weight,
-        a.qkv_proj.weight,
-        a.qkv_proj.bias,
-        a.q_norm and a.q_norm.weight,
-        a.k_norm and a.k_norm.weight,
-        a.o_proj.weight,
-        a.o_proj.bias,
-        layer.post_attention_layernorm.weight,
-        m.gate_up_proj.weight,
-        m.gate_up_proj.bias,
-        m.down_proj.weight,
-        m.down_proj.bias,
+    return Layer(
+        window=a.window,
+        norm1=layer.input_layernorm.weight.detach(),
+        qkv=a.qkv_proj.weight.detach(),
+        qkv_bias=_detached(a.qkv_proj.bias),
+        q_norm=None if a.q_norm is None else a.q_norm.weight.detach(),
+        k_norm=None if a.k_norm is None else a.k_norm.weight.detach(),
+        out=a.o_proj.weight.detach(),
+        out_bias=_detached(a.o_proj.bias),
+        norm2=layer.post_attention_layernorm.weight.detach(),
+        gate_up=m.gate_up_proj.weight.detach(),
+        gate_up_bias=_detached(m.gate_up_proj.bias),
+        down=m.down_proj.weight.detach(),
+        down_bias=_detached(m.down_proj.bias),
     )
-    return Layer(a.window, *(None if w is None else w.detach() for w in weights))  # type: ignore[arg-type]
 
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()

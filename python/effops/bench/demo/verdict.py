@@ -38,9 +38,9 @@ class Errors:
 
         return cls(mean("logits"), mean("torch"), mean("effops"))
 
-    def fits(self, layers: int, dtype: torch.dtype) -> bool:
-        """Both within rounding of ``layers`` layers, and ours not worse than torch's by more than half."""
-        bound = torch.finfo(dtype).eps * math.sqrt(ROUNDINGS_A_LAYER * layers) * self.logits
+    def fits(self, layers: int, eps: float) -> bool:
+        """Both within the rounding (``eps``) of ``layers`` layers, and ours at most half worse than torch's."""
+        bound = eps * math.sqrt(ROUNDINGS_A_LAYER * layers) * self.logits
         return self.torch <= bound and self.effops <= bound and self.effops <= WORSE_THAN_TORCH * self.torch
 
 

@@ -1,0 +1,130 @@
+"""The demo from its options to its files and exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+
+from effops import _library
+from effops.bench import record
+from effops.bench.demo import long_context, text
+from effops.bench.demo.long_context import Point
+from effops.bench.demo.page import page
+from effops.bench.demo.prompts import collect
+from effops.bench.demo.sides import Sides
+from effops.bench.demo.table import view
+from effops.bench.demo.text import Row
+from effops.bench.demo.verdict import Errors
+from effops.models import Llama, Tokenizer, load
+from effops.models.presets import qwen2_0_5b
+from effops.models.shipped import model_dir
+
+DTYPES = (torch.float32, torch.bfloat16)
+NEAR_TIES = 1 / 16  # of the float32 rows, at most
+STEPS, QUICK_STEPS, QUICK_CONTEXT = 15, 2, 128
+
+
+class Demo:
+    """What was measured so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.rows: list[Row] = []
+        self.totals: dict[str, dict[str, Any]] = {}
+        self.forms: dict[str, Any] = {}
+        self.points: list[Point] = []
+        self.problems: list[str] = []
+
+    def measure(self, live: Live) -> None:
+        def progress(doing: str) -> None:
+            live.update(view(self.rows, self.totals, self.points, doing))
+
+        source = self.arguments.model or model_dir()
+        progress(f"loading {source}")
+        model, tokenizer = load(source, dtype=torch.float32)
+        prompts = collect(self.arguments, model.config, tokenizer)
+        for dtype in DTYPES:
+            self._text(model if dtype == torch.float32 else model.to(dtype), tokenizer, prompts, progress)
+        if self.arguments.model is None:
+            self._long_context(progress)
+        progress("")
+
+    def _text(self, model: Llama, tokenizer: Tokenizer, prompts: Any, progress: Any) -> None:
+        a = self.arguments
+        name = str(model.dtype).removeprefix("torch.")
+        progress(f"{name}: finding plain torch's fastest forms")
+        sides = Sides(model, max(len(p.tokens) for p in prompts), a.new_tokens)
+        self.forms[name] = sides.as_json()
+        rows: list[Row] = []
+        for row in text.measure(sides, prompts, tokenizer, a.new_tokens, 1 if a.quick else a.rounds, progress):
+            rows.append(row)
+            self.rows.append(row)
+        total = self.totals[name] = text.summary(rows)
+        kinds = total["judgements"]
+        if kinds.get("NO"):
+            self.problems.append(f"{name}: {kinds['NO']} of {len(rows)} rows are NO")
+        if kinds.get("near-tie", 0) > max(1, NEAR_TIES * len(rows)):
+            self.problems.append(f"{name}: {kinds['near-tie']} of {len(rows)} rows are near-ties")
+        if not all(row.repeatable for row in rows):
+            self.problems.append(f"{name}: runs of the same prompt differ")
+        errors = [row.judgement.errors for row in rows if row.judgement.errors]
+        eps = torch.finfo(model.dtype).eps
+        if errors and not Errors.together(errors).fits(model.config.num_hidden_layers, eps):
+            self.problems.append(f"{name}: the logits are further from float64's than rounding explains")
+
+    def _long_context(self, progress: Any) -> None:
+        quick, config = self.arguments.quick, qwen2_0_5b()
+        contexts = (QUICK_CONTEXT,) if quick else long_context.CONTEXTS
+        if quick:
+            config = replace(config, num_hidden_layers=2, vocab_size=1024, windows=(None, None))
+        for point in long_context.measure(config, contexts, QUICK_STEPS if quick else STEPS, progress):
+            self.points.append(point)
+            if not point.errors.fits(config.num_hidden_layers, torch.finfo(torch.bfloat16).eps):
+                self.problems.append(f"context {point.context}: logits further from float32's than rounding explains")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **record.context(record.command()),
+            "quick": self.arguments.quick,
+            "model": str(self.arguments.model or "code-7m (shipped)"),
+            "problems": self.problems,
+            "text": {"totals": self.totals, "forms": self.forms, "rows": [row.as_json() for row in self.rows]},
+            "long_context": {
+                "model": "0.5B-class Qwen2 configuration, random weights",
+                "points": [p.as_json() for p in self.points],
+            },
+        }
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, writes ``demo.json`` and ``index.html`` under ``--out``; 0 if every check holds."""
+    _library.require()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    console = Console()
+    demo = Demo(arguments)
+    with Live(console=console, refresh_per_second=4, vertical_overflow="visible") as live:
+        demo.measure(live)
+    result = demo.as_json()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "demo.json", json.dumps(result, indent=1) + "\n")
+    _write(out / "index.html", page(result))
+    for problem in demo.problems:
+        console.print(f"[bold red]{problem}")
+    console.print(f"page: {out / 'index.html'}   figures: {out / 'demo.json'}", soft_wrap=True)
+    return 1 if demo.problems else 0
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,53 @@
+"""What the terminal shows: one live table for the text, one for the long contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from effops.bench.demo.long_context import Point
+from effops.bench.demo.text import Row
+
+STYLES = {"identical": "green", "same": "green", "near-tie": "yellow", "diverges": "yellow", "NO": "bold red"}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def view(rows: Sequence[Row], totals: dict[str, dict[str, Any]], points: Sequence[Point], doing: str) -> RenderableType:
+    """Everything measured so far, and what is being done."""
+    text = _table(
+        "Real text: tokens a second, prompt included", "file", "dtype", "torch", "effops", "speed-up", "judgement"
+    )
+    for row in rows:
+        kind = row.judgement.kind
+        at = "" if row.judgement.position is None else f" at {row.judgement.position}"
+        text.add_row(
+            row.prompt.name, row.dtype, f"{row.rate('torch'):.0f}", f"{row.rate('effops'):.0f}",
+            f"{row.speedup:.2f}×", Text(kind + at, STYLES[kind]),
+        )  # fmt: skip
+    for dtype, total in totals.items():
+        text.add_row(
+            "all", dtype, *(f"{total[side]['tokens_per_second']:.0f}" for side in ("torch", "effops")),
+            f"{total['speedup']:.2f}×", ", ".join(f"{n} {kind}" for kind, n in total["judgements"].items()),
+            style="bold",
+        )  # fmt: skip
+    parts: list[RenderableType] = [text]
+    if points:
+        steps = _table(
+            "0.5B-class model, random weights, bfloat16: a decode step", "context", "torch", "effops", "speed-up"
+        )
+        for p in points:
+            steps.add_row(
+                str(p.context), *(f"{p.median(side) * 1e3:.1f} ms" for side in ("torch", "effops")), f"{p.speedup:.2f}×"
+            )
+        parts += [Text(), steps]
+    return Group(*parts, Text(doing, "dim"))
