@@ -168,7 +168,7 @@ def packed_linear_bound(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
 ) -> Interval:
     """``packed_linear``: sums of K products and two addends (g(K + 3)); the result is rounded (u). On torch's GEMM
-    path, which more than 16 rows take, so may be the product before its bias and their sum before the residual (u each)."""
+    path, which more than 16 rows take, so may be the product before its bias and their sum before the residual."""
     u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), x.shape[-1]
     x64, w64, b64, r64 = _wide(x), _wide(weight), _wide(bias), _wide(residual)
     assert x64 is not None and w64 is not None
