@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effops.models import ModelConfig
+from effops.models import Llama
 
 # q [T,H,D], k and v [G,L,D], a bool mask [T,L] or None, causal (T = L, instead of a mask) -> [T, H·D]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -45,7 +45,7 @@ def expanded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
     return out.permute(2, 0, 1, 3).reshape(tokens, heads * dim)
 
 
-def rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def group_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """SDPA of one token with a group's heads as query rows, a view."""
     out = F.scaled_dot_product_attention(q.view(1, k.shape[0], -1, q.shape[2]), k[None], v[None])
     return out.view(1, -1)
@@ -68,19 +68,51 @@ ATTENTION: dict[str, Attend] = {
     "SDPA, enable_gqa": gqa,
     "SDPA, heads repeated": repeated,
     "SDPA, groups as batch": expanded,
-    "SDPA, group heads as rows": rows,
+    "SDPA, group heads as rows": group_rows,
     "matmul and softmax": matmul,
 }
-FUSED, SEPARATE = "addmm", "linear, then add"
+BLOCKS = 8  # of weight rows
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """F.linear, then the addition in place."""
+    y = F.linear(x, weight, bias)
+    return y if residual is None else y.add_(residual)
+
+
+def addmm(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """The residual, where there is one and no bias, added by the product itself."""
+    if residual is None or bias is not None:
+        return linear(x, weight, bias, residual)
+    return torch.addmm(residual, x, weight.t())
+
+
+def row_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """A batch of products over blocks of weight rows: threads share a matrix-vector product that is else serial."""
+    if x.shape[0] > 1 or weight.shape[0] % BLOCKS:
+        return linear(x, weight, bias, residual)
+    column = x.t().expand(BLOCKS, -1, 1)
+    y = torch.bmm(weight.view(BLOCKS, -1, weight.shape[1]), column).view(1, -1)
+    y = y if bias is None else y.add_(bias)
+    return y if residual is None else y.add_(residual)
+
+
+# x [T,K], weight [N,K], bias [N] or None, residual [T,N] or None -> [T,N]
+Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+LINEAR: dict[str, Linear] = {
+    "F.linear": linear,
+    "F.linear, addmm for residuals": addmm,
+    "bmm over row blocks": row_blocks,
+}
 
 
 @dataclass(frozen=True)
 class Forms:
-    """Attention of a prompt and of a decode step, and how a residual is added to a projection of one row."""
+    """Names of the forms: attention of a prompt and of a decode step, and the linear layers of a decode step."""
 
     prefill: str = "SDPA, enable_gqa"
     decode: str = "SDPA, enable_gqa"
-    residual: str = SEPARATE
+    linear: str = "F.linear"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Causal attention [T, H·D] of q [T,H,D] to k, v [G,L,D]: T = L, or one token that sees every key."""
@@ -90,46 +122,46 @@ class Forms:
         if window is None or window >= length:
             return ATTENTION[self.prefill](q, k, v, None, True)
         ones = torch.ones(tokens, length, dtype=torch.bool)
-        return ATTENTION[self.prefill](q, k, v, ones.tril_() & ones.new_ones(ones.shape).triu_(1 - window), False)
-
-    def add_linear(self, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [T,N] + h [T,K] · weight [N,K]ᵀ + bias."""
-        if bias is None and self.residual == FUSED:
-            return torch.addmm(x, h, weight.t())
-        return F.linear(h, weight, bias).add_(x)
+        return ATTENTION[self.prefill](q, k, v, ones.tril().triu(1 - window), False)
 
 
 @torch.inference_mode()
-def fastest(config: ModelConfig, dtype: torch.dtype, prompt: int, context: int) -> tuple[Forms, dict[str, Any]]:
+def fastest(model: Llama, prompt: int, context: int) -> tuple[Forms, dict[str, Any]]:
     """The fastest forms for a prompt of ``prompt`` tokens and for a step at ``context`` keys, with all times in µs.
 
-    ``prompt`` 0 leaves the prompt's form as it is by default.
+    ``prompt`` 0 leaves the prompt's form as it is by default. Linear layers are timed over all of the model's weights
+    one after the other, as a step reads them, because a single weight would stay in the cache.
     """
-    generator = torch.Generator().manual_seed(0)
+    c, generator = model.config, torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator).to(model.dtype)
 
-    heads, groups, dim, hidden = (
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.hidden_size,
-    )  # fmt: skip
-    k, v = (random(groups, max(prompt, context) + 1, dim) for _ in range(2))
-    q, token = random(prompt, heads, dim), random(1, heads, dim)
-    x, h, weight = random(1, hidden), random(1, heads * dim), random(hidden, heads * dim)
+    k, v = (random(c.num_key_value_heads, max(prompt, context) + 1, c.head_dim) for _ in range(2))
+    q, token = random(prompt, c.num_attention_heads, c.head_dim), random(1, c.num_attention_heads, c.head_dim)
+    weights = [w.detach() for n, w in model.named_parameters() if n.endswith("_proj.weight")] + [model.lm_head.weight]
+    rows = {size: random(1, size) for size in {w.shape[1] for w in weights}}
+    added = [random(1, w.shape[0]) if w.shape[0] == c.hidden_size else None for w in weights]
+
+    def all_linear(form: Linear) -> None:
+        for w, residual in zip(weights, added, strict=True):
+            form(rows[w.shape[1]], w, None, residual)
+
     times = {
         "decode": _times(
             {n: partial(a, token, k[:, :context], v[:, :context], None, False) for n, a in ATTENTION.items()}
         ),
-        "residual": _times({n: partial(Forms(residual=n).add_linear, x, h, weight, None) for n in (FUSED, SEPARATE)}),
+        "linear": _times({n: partial(all_linear, form) for n, form in LINEAR.items()}),
     }
     if prompt:
+        whole = {n: a for n, a in ATTENTION.items() if a is not group_rows}
         times["prefill"] = _times(
-            {n: partial(a, q, k[:, :prompt], v[:, :prompt], None, True) for n, a in ATTENTION.items() if a is not rows}
+            {n: partial(a, q, k[:, :prompt], v[:, :prompt], None, True) for n, a in whole.items()}
         )
     return Forms(**{part: min(found, key=found.__getitem__) for part, found in times.items()}), times
 
 
-def _times(calls: dict[str, Callable[[], Tensor]], rounds: int = 7) -> dict[str, float]:
+def _times(calls: dict[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
     """The least microseconds of each call, which other work on the machine disturbs least; they take turns."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     blocks = {}
@@ -142,7 +174,7 @@ def _times(calls: dict[str, Callable[[], Tensor]], rounds: int = 7) -> dict[str,
     return {name: min(found) for name, found in samples.items()}
 
 
-def _seconds(call: Callable[[], Tensor], count: int) -> float:
+def _seconds(call: Callable[[], Any], count: int) -> float:
     begin = time.perf_counter()
     for _ in range(count):
         call()

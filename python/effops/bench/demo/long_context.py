@@ -66,7 +66,7 @@ def measure(
     contexts, dtype = list(contexts), torch.bfloat16
     progress("drawing random weights")
     model = Llama.random(config, dtype=dtype)
-    sides = {n: fastest(config, dtype, 0, n) for n in contexts}
+    forms = {n: fastest(model, 0, n)[0] for n in contexts}
     plain = TorchLlama(model)
     theirs, ours = plain.new_cache(max(contexts)), model.new_cache(1, max(contexts))
     fill(theirs, ours)
@@ -84,14 +84,14 @@ def measure(
     wide = Cache([k.float() for k in theirs.k], [v.float() for v in theirs.v])
     for context in contexts:
         progress(f"context {context}: checking the logits against float32")
-        plain.forms = sides[context][0]
+        plain.forms = forms[context]
         rewind(ours, context)
         wide.length = context - 1
         errors[context] = Errors.of(truth.forward(token, wide), torch_step(context), effops_step(context))
     del truth, wide
 
     for context in contexts:
-        plain.forms = sides[context][0]
+        plain.forms = forms[context]
         seconds: dict[str, list[float]] = {side: [] for side in NAMES}
         for i in range(steps + 1):
             progress(f"context {context}: step {i} of {steps}")

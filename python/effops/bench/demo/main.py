@@ -46,6 +46,8 @@ class Demo:
     def measure(self, live: Live) -> None:
         def progress(doing: str) -> None:
             live.update(view(self.rows, self.totals, self.points, doing))
+            if doing and not live.console.is_terminal:  # where nothing is redrawn, a log shows what is going on
+                print(doing, flush=True)
 
         source = self.arguments.model or model_dir()
         progress(f"loading {source}")

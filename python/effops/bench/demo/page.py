@@ -32,7 +32,9 @@ def page(result: dict[str, Any]) -> str:
     text, points = result["text"], result["long_context"]["points"]
     parts = [
         "<h1>effops demo</h1>",
-        "<p>Plain eager torch and effops decode the same prompts with the same weights, greedily, taking turns.</p>",
+        "<p>Plain torch and effops decode the same prompts with the same weights, greedily, taking turns. Both are "
+        "eager; plain torch takes the fastest of several forms of its attention and of its linear layers, found here in "
+        "advance for each dtype and, for long contexts, each context.</p>",
         _headlines(text["totals"], points),
     ]
     if result["problems"]:
@@ -99,11 +101,12 @@ def _samples(rows: list[dict[str, Any]]) -> str:
 
 
 def _points(points: list[dict[str, Any]]) -> str:
-    columns = ["context", "torch ms", "effops ms", "speed-up", "torch's form", "logit error, torch", "effops"]
+    columns = ["context", "torch ms", "effops ms", "speed-up", "torch's forms", "logit error, torch", "effops"]
     return _table(columns, [
         [
             str(p["context"]), *(f"{p[side]['median_ms']:.1f}" for side in COLOURS), f"{p['speedup']:.2f}×",
-            escape(p["forms"]["decode"]), *(f"{p['relative_logit_error'][side]:.1%}" for side in COLOURS),
+            escape(f"{p['forms']['decode']}; {p['forms']['linear']}"),
+            *(f"{p['relative_logit_error'][side]:.1%}" for side in COLOURS),
         ]
         for p in points
     ])  # fmt: skip
@@ -120,7 +123,7 @@ def _conditions(result: dict[str, Any]) -> str:
         "commit": result["commit"],
         "time": result["time"],
         "command": result["command"],
-        "plain torch": "eager; preallocated cache; "
+        "plain torch": "preallocated cache; "
         + "; ".join(f"{d}: {', '.join(f['forms'].values())}" for d, f in result["text"]["forms"].items()),
     }
     return _table(["", ""], [[k, escape(str(v))] for k, v in lines.items()])

@@ -38,7 +38,7 @@ class Sides:
 
     def __init__(self, model: Llama, prompt: int, new: int) -> None:
         self.model = model
-        forms, self.form_times = fastest(model.config, model.dtype, prompt, prompt + new // 2)
+        forms, self.form_times = fastest(model, prompt, prompt + new // 2)
         self.torch = TorchLlama(model, forms)
         self.exact = TorchLlama(copy.deepcopy(model).double())
         self.calls: dict[str, Callable[[Sequence[int], int], Run]] = {"torch": self._torch, "effops": self._effops}

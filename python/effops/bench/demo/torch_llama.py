@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effops.bench.demo.forms import Forms
+from effops.bench.demo.forms import LINEAR, Forms
 from effops.models import Llama
 from effops.nn import DecoderLayer
 
@@ -78,22 +78,23 @@ class TorchLlama:
         cos, sin = self._rotation(end)
         cos, sin = cos[start:end], sin[start:end]
         x = F.embedding(tokens, self.embedding)
+        linear = LINEAR[self.forms.linear if count == 1 else "F.linear"]
         for layer, k_cache, v_cache in zip(self.layers, cache.k, cache.v, strict=True):
             h = F.rms_norm(x, (c.hidden_size,), layer.norm1, c.rms_norm_eps)
-            q, k, v = self._heads(F.linear(h, layer.qkv, layer.qkv_bias), layer, cos, sin)
+            q, k, v = self._heads(linear(h, layer.qkv, layer.qkv_bias, None), layer, cos, sin)
             k_cache[:, start:end].copy_(k.transpose(0, 1))
             v_cache[:, start:end].copy_(v.transpose(0, 1))
             # A single query needs no mask: the keys before its window are cut off.
             first = max(0, end - layer.window) if layer.window and count == 1 else 0
             h = self.forms.attend(q, k_cache[:, first:end], v_cache[:, first:end], layer.window)
-            x = self.forms.add_linear(x, h, layer.out, layer.out_bias)
+            x = linear(h, layer.out, layer.out_bias, x)
             h = F.rms_norm(x, (c.hidden_size,), layer.norm2, c.rms_norm_eps)
-            gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x = self.forms.add_linear(x, F.silu(gate) * up, layer.down, layer.down_bias)
+            gate, up = linear(h, layer.gate_up, layer.gate_up_bias, None).chunk(2, -1)
+            x = linear(F.silu(gate) * up, layer.down, layer.down_bias, x)
         cache.length = end
         if last_only:
             x = x[-1:]
-        return F.linear(F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps), self.head)
+        return linear(F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps), self.head, None, None)
 
     def _heads(self, qkv: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q [T,H,D] and k [T,G,D], v [T,G,D] of the fused projection."""
