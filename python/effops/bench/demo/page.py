@@ -33,7 +33,7 @@ def page(result: dict[str, Any]) -> str:
     parts = [
         "<h1>effops demo</h1>",
         "<p>Plain torch and effops decode the same prompts with the same weights, greedily, taking turns. Both are "
-        "eager; plain torch takes the fastest of several forms of its attention and of its linear layers, found here in "
+        "eager; plain torch takes the fastest of several forms of its attention and of its linear layers, found in "
         "advance for each dtype and, for long contexts, each context.</p>",
         _headlines(text["totals"], points),
     ]
