@@ -214,8 +214,8 @@ MUTANTS = (
     Mutant(
         "rms-eps-outside-root",
         LAYER,
-        "std::sqrt(reduce_add(sum) / C(p.dim) + C(p.eps))",
-        "(std::sqrt(reduce_add(sum) / C(p.dim)) + C(p.eps))",
+        "std::sqrt(reduce_add(sum) / C(dim) + C(eps))",
+        "(std::sqrt(reduce_add(sum) / C(dim)) + C(eps))",
         "an eps that is not small beside the mean square",
     ),
     Mutant(
@@ -228,22 +228,51 @@ MUTANTS = (
     Mutant(
         "rotary-position-off-by-one",
         LAYER,
-        "const float *cos = p.cos + position * p.half,",
-        "const float *cos = p.cos + (position > 0 ? position - 1 : 0) * p.half,",
+        "p.angles.cos + at, p.angles.sin + at,\n               p.angles.half, p.dim, reinterpret_cast<T*>(p.y)",
+        "p.angles.cos + std::max<int64_t>(at - p.angles.half, 0), p.angles.sin + at,\n"
+        "               p.angles.half, p.dim, reinterpret_cast<T*>(p.y)",
         "rotary at a position above 0",
     ),
     Mutant(
         "silu-operands-swapped",
         LAYER,
-        "const T* up = gate + p.dim;",
-        "const T* up = gate;\n    gate = up + p.dim;",
+        "const V g = load_some<V>(gate + d, n);\n    store_n(g * sigmoid(g) * load_some<V>(up + d, n)",
+        "const V g = load_some<V>(up + d, n);\n    store_n(g * sigmoid(g) * load_some<V>(gate + d, n)",
         "silu_mul",
     ),
     Mutant(
         "append-does-not-skip",
         "csrc/common/append.cpp",
-        "const int64_t slot = p.slots[b * p.slots_batch + t * p.slots_token];\n      if (slot < 0) continue;",
-        "const int64_t given = p.slots[b * p.slots_batch + t * p.slots_token], slot = given < 0 ? 0 : given;",
+        "const int64_t slot = p.slots.of(b, t);\n      if (slot < 0) continue;",
+        "const int64_t given = p.slots.of(b, t), slot = given < 0 ? 0 : given;",
         "append_kv with slot -1 into a cache whose other slots are checked",
+    ),
+    Mutant(
+        "rotary-append-skips-the-query",
+        LAYER,
+        "if (kv < 0) {",
+        "if (slot < 0) continue;\n      if (kv < 0) {",
+        "rotary_append with slot -1, the query of that token read",
+    ),
+    Mutant(
+        "rotary-append-turns-values",
+        LAYER,
+        "const bool value = kv >= p.kv_heads;",
+        "const bool value = kv > p.kv_heads;",
+        "rotary_append",
+    ),
+    Mutant(
+        "linear-norm-of-the-first-row",
+        LINEAR,
+        "prepared(p, std::min(first + m, p.rows - 1), row)",
+        "prepared(p, p.norm != nullptr ? first : std::min(first + m, p.rows - 1), row)",
+        "packed_linear with a norm and more than one row",
+    ),
+    Mutant(
+        "stream-eight-rows-lose-one",
+        STREAM,
+        "g.rows = std::min<int64_t>(left, g.mr);",
+        "g.rows = std::min<int64_t>(left, g.mr == 8 ? 7 : g.mr);",
+        "attention with eight rows a KV head",
     ),
 )

@@ -1,7 +1,7 @@
 // Copies new key or value rows into a cache: the same on every instruction set.
 #pragma once
 
-#include <cstdint>
+#include "common/views.h"
 
 namespace effops {
 
@@ -10,8 +10,7 @@ struct AppendProblem {  // [batch, tokens, heads, dim] elements of `bytes` bytes
   const char* from = nullptr;
   char* to = nullptr;
   int64_t from_stride[4] = {}, to_stride[4] = {};
-  const int32_t* slots = nullptr;  // [batch, tokens]: token slot in the cache; negative skips
-  int64_t slots_batch = 0, slots_token = 0;
+  TokenIndices slots;  // where in the cache a token goes; negative skips
 };
 
 // Tokens go in order: of two that name one slot the later one stays.

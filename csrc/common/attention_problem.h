@@ -7,18 +7,9 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/views.h"
 
 namespace effops {
-
-struct TensorView4 {  // [batch, tokens, heads, dim]; batch stride unused when ragged
-  char* data = nullptr;
-  int64_t batch = 0, token = 0, head = 0, dim = 0;
-};
-
-struct RowView {  // [batch, tokens, heads], float32 (float64 for float64 problems)
-  char* data = nullptr;
-  int64_t batch = 0, token = 0, head = 0;
-};
 
 struct AttentionProblem {
   DType dtype = DType::f32;

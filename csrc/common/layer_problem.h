@@ -1,22 +1,13 @@
-// Element-wise steps of a decoder layer, free of torch. Rows are numbered through up to three outer
-// dimensions; strides are in elements and the inner dimension is contiguous.
+// Element-wise steps of a decoder layer, free of torch. The inner dimension is contiguous except in
+// caches.
 #pragma once
 
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/views.h"
 
 namespace effops {
-
-struct RowSpace {  // row index -> element offset
-  int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
-
-  int64_t rows() const { return size[0] * size[1] * size[2]; }
-  int64_t offset(int64_t row) const {
-    const int64_t c = row % size[2], ab = row / size[2];
-    return ab / size[1] * stride[0] + ab % size[1] * stride[1] + c * stride[2];
-  }
-};
 
 struct RmsNormProblem {
   DType dtype = DType::f32;
@@ -27,15 +18,33 @@ struct RmsNormProblem {
   char* y = nullptr;  // contiguous
 };
 
+struct Angles {                                // pairs (i, i + half) of the first 2 * half elements turn
+  const float *cos = nullptr, *sin = nullptr;  // [positions, half]
+  int64_t half = 0;
+  TokenIndices positions;
+
+  // Where in cos and sin a token's row begins.
+  int64_t of(int64_t b, int64_t t) const { return positions.of(b, t) * half; }
+};
+
 struct RotaryProblem {  // x [batch, tokens, heads, dim]; rows are (batch, token, head)
   DType dtype = DType::f32;
   RowSpace rows;
-  int64_t dim = 0, half = 0;  // pairs (i, i + half) of the first 2 * half elements turn
+  int64_t dim = 0;
+  Angles angles;
   const char* x = nullptr;
-  char* y = nullptr;                           // contiguous
-  const float *cos = nullptr, *sin = nullptr;  // [positions, half]
-  const int32_t* positions = nullptr;          // [batch, tokens]
-  int64_t positions_batch = 0, positions_token = 0;
+  char* y = nullptr;  // contiguous
+};
+
+struct RotaryAppendProblem {  // x [batch, tokens, heads + 2 * kv_heads, dim]: query, key, value heads
+  DType dtype = DType::f32;
+  int64_t batch = 0, tokens = 0, heads = 0, kv_heads = 0, dim = 0;
+  const char* x = nullptr;
+  int64_t x_batch = 0, x_token = 0, x_head = 0;
+  Angles angles;
+  TokenIndices slots;  // negative: not written
+  char* q = nullptr;   // [batch, tokens, heads, dim], contiguous
+  TensorView4 k, v;    // caches [batch, slots, kv_heads, dim]
 };
 
 struct SiluMulProblem {

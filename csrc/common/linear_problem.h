@@ -1,6 +1,7 @@
 // A linear layer of few rows, free of torch. Strides are in elements; `y` is contiguous.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -10,19 +11,26 @@ namespace effops {
 
 inline constexpr int64_t kLinearRows = 16;         // more rows go to torch's GEMM
 inline constexpr int64_t kLinearPiece = 64;        // output features a task
-inline constexpr int64_t kLinearSerial = 1 << 17;  // multiplications below which threads cost more than they give
+inline constexpr int64_t kLinearSerial = 1 << 17;  // bytes of weights, and multiplications, that one thread does alone
 
 struct LinearProblem {
   DType dtype = DType::f32;
   int64_t rows = 0, in = 0, out = 0;
   const char *x = nullptr, *weight = nullptr, *bias = nullptr, *residual = nullptr;
-  int64_t x_row = 0, x_stride = 1, weight_row = 0, residual_row = 0;
+  int64_t x_row = 0, weight_row = 0, residual_row = 0;
   char* y = nullptr;
+  // What happens to a row of x first, rounded as the ops of that name round: rms_norm with the weight
+  // `norm` [in], or silu_mul of a row of 2 * in elements.
+  const char* norm = nullptr;
+  double norm_eps = 0;
+  bool gated = false;
 };
 
 // Few rows stream the weights; torch's GEMM is the fastest for many, except in float16.
 inline bool streams_linear(DType dtype, int64_t rows) { return rows <= kLinearRows || dtype == DType::f16; }
-inline bool linear_worth_threads(const LinearProblem& p) { return p.rows * p.in * p.out > kLinearSerial; }
+inline bool linear_worth_threads(const LinearProblem& p) {
+  return p.in * p.out * std::max<int64_t>(p.rows, size_of(p.dtype)) > kLinearSerial;
+}
 
 // Human-readable path of a call.
 std::string explain_linear(const LinearProblem& p, const char* isa);

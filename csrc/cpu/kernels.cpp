@@ -37,6 +37,7 @@ EFFOPS_KERNEL(merge_states, MergeProblem)
 EFFOPS_KERNEL(linear, LinearProblem)
 EFFOPS_KERNEL(rms_norm, RmsNormProblem)
 EFFOPS_KERNEL(rotary, RotaryProblem)
+EFFOPS_KERNEL(rotary_append, RotaryAppendProblem)
 EFFOPS_KERNEL(silu_mul, SiluMulProblem)
 EFFOPS_KERNEL(add, AddProblem)
 
@@ -48,8 +49,9 @@ void attention_backward(const AttentionProblem& p, const AttentionGradients& g, 
 }  // namespace effops::cpu::EFFOPS_ISA
 
 extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFOPS_CONCAT(effops_cpu_, EFFOPS_ISA) = {
-    &effops::cpu::EFFOPS_ISA::attention,    &effops::cpu::EFFOPS_ISA::attention_backward,
-    &effops::cpu::EFFOPS_ISA::merge_states, &effops::cpu::EFFOPS_ISA::linear,
-    &effops::cpu::EFFOPS_ISA::rms_norm,     &effops::cpu::EFFOPS_ISA::rotary,
-    &effops::cpu::EFFOPS_ISA::silu_mul,     &effops::cpu::EFFOPS_ISA::add,
+    &effops::cpu::EFFOPS_ISA::attention,     &effops::cpu::EFFOPS_ISA::attention_backward,
+    &effops::cpu::EFFOPS_ISA::merge_states,  &effops::cpu::EFFOPS_ISA::linear,
+    &effops::cpu::EFFOPS_ISA::rms_norm,      &effops::cpu::EFFOPS_ISA::rotary,
+    &effops::cpu::EFFOPS_ISA::rotary_append, &effops::cpu::EFFOPS_ISA::silu_mul,
+    &effops::cpu::EFFOPS_ISA::add,
 };

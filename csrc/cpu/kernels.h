@@ -17,6 +17,7 @@ struct Kernels {
   void (*linear)(const LinearProblem&, const Parallel&);
   void (*rms_norm)(const RmsNormProblem&, const Parallel&);
   void (*rotary)(const RotaryProblem&, const Parallel&);
+  void (*rotary_append)(const RotaryAppendProblem&, const Parallel&);
   void (*silu_mul)(const SiluMulProblem&, const Parallel&);
   void (*add)(const AddProblem&, const Parallel&);
 };

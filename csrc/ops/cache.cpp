@@ -5,7 +5,7 @@
 namespace effops::ops {
 namespace {
 
-void append_rows(const Arg& cache, const Arg& rows, const Arg& slots) {
+void append_rows(const Arg& cache, const Arg& rows, const TokenIndices& slots) {
   AppendProblem p;
   const int64_t bytes = size_of(rows.dtype());
   p.batch = rows.size(0);
@@ -15,9 +15,7 @@ void append_rows(const Arg& cache, const Arg& rows, const Arg& slots) {
   p.bytes = bytes;
   p.from = rows.data();
   p.to = cache.mutable_data();
-  p.slots = reinterpret_cast<const int32_t*>(slots.data());
-  p.slots_batch = slots.stride(0);
-  p.slots_token = slots.stride(1);
+  p.slots = slots;
   for (int i = 0; i < 4; ++i) {
     p.from_stride[i] = rows.stride(i) * bytes;
     p.to_stride[i] = cache.stride(i) * bytes;
@@ -27,8 +25,7 @@ void append_rows(const Arg& cache, const Arg& rows, const Arg& slots) {
 
 void append_kv(Tensor k_cache, Tensor v_cache, Tensor k, Tensor v, Tensor slots) {
   const char* op = "append_kv";
-  const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache), ka(op, "k", k), va(op, "v", v),
-      s(op, "slots", slots);
+  const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache), ka(op, "k", k), va(op, "v", v);
   kc.dtype();
   kc.rank(4, "[B, L, G, D]");
   const int64_t batch = kc.size(0), capacity = kc.size(1), heads = kc.size(2);
@@ -38,17 +35,9 @@ void append_kv(Tensor k_cache, Tensor v_cache, Tensor k, Tensor v, Tensor slots)
   check_shape(ka, {{"B", batch}, {"T", -1}, {"G", heads}, {"D", kc.size(3)}});
   va.same_dtype(kc).same_device(kc);
   check_shape(va, {{"B", batch}, {"T", ka.size(1)}, {"G", heads}, {"Dv", vc.size(3)}});
-  s.is(type_int32(), "int32").same_device(kc);
-  check_shape(s, {{"B", batch}, {"T", ka.size(1)}});
-  const int32_t* slot = reinterpret_cast<const int32_t*>(s.data());
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t t = 0; t < ka.size(1); ++t) {
-      const int64_t at = slot[b * s.stride(0) + t * s.stride(1)];
-      EFFOPS_CHECK(at >= -1 && at < capacity, op, ": slots: expected values in [-1, ", capacity, "), got ", at,
-                   " at index [", b, ", ", t, "]");
-    }
-  append_rows(kc, ka, s);
-  append_rows(vc, va, s);
+  const TokenIndices at = token_indices(Arg(op, "slots", slots), kc, batch, ka.size(1), -1, capacity);
+  append_rows(kc, ka, at);
+  append_rows(vc, va, at);
 }
 
 }  // namespace

@@ -20,8 +20,13 @@ STABLE_TORCH_LIBRARY(effops, m) {
       ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
   m.def("append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots) -> ()");
-  m.def("packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None) -> Tensor");
+  m.def(
+      "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
+      "float norm_eps=1e-6, bool gated=False) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
+  m.def(
+      "rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor slots) -> Tensor");
   m.def("silu_mul(Tensor x) -> Tensor");
 }

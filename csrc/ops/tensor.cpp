@@ -1,5 +1,7 @@
 #include "ops/tensor.h"
 
+#include <torch/csrc/stable/ops.h>
+
 namespace effops::ops {
 
 Arg::Arg(const char* op_, const char* name_, const Tensor& t) : op(op_), name(name_), handle(t.get()) {
@@ -151,6 +153,60 @@ void check_range(const char* op, const char* name, const Values<int32_t>& values
     EFFOPS_CHECK(v >= low && v <= high, op, ": ", name, ": expected values in [", low, ", ", high, "] (", high_name,
                  "), got ", v, " at index ", i);
   }
+}
+
+TokenIndices token_indices(const Arg& indices, const Arg& like, int64_t batch, int64_t tokens, int64_t low,
+                           int64_t end) {
+  indices.is(type_int32(), "int32").same_device(like);
+  check_shape(indices, {{"B", batch}, {"T", tokens}});
+  const TokenIndices all{reinterpret_cast<const int32_t*>(indices.data()), indices.stride(0), indices.stride(1)};
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t v = all.of(b, t);
+      EFFOPS_CHECK(v >= low && v < end, indices.op, ": ", indices.name, ": expected values in [", low, ", ", end,
+                   "), got ", v, " at index [", b, ", ", t, "]");
+    }
+  return all;
+}
+
+bool row_space(const Arg& x, RowSpace& rows) {
+  if (x.numel() == 0) {  // torch calls it contiguous whatever its strides
+    rows.size[0] = 0;
+    return true;
+  }
+  if (x.size(x.dim - 1) > 1 && x.stride(x.dim - 1) != 1) return false;
+  int at = 3;
+  int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+  for (int64_t i = x.dim - 1; i-- > 0;) {
+    if (x.size(i) == 1) continue;
+    if (at < 3 && x.stride(i) == stride[at] * size[at]) {
+      size[at] *= x.size(i);
+      continue;
+    }
+    if (at == 0) return false;
+    --at;
+    size[at] = x.size(i);
+    stride[at] = x.stride(i);
+  }
+  std::copy(size, size + 3, rows.size);
+  std::copy(stride, stride + 3, rows.stride);
+  return true;
+}
+
+std::vector<int64_t> with_last(const Arg& x, int64_t last) {
+  std::vector<int64_t> sizes(x.sizes, x.sizes + x.dim);
+  sizes.back() = last;
+  return sizes;
+}
+
+const char* contiguous_data(const Arg& arg, Tensor& t) {
+  int64_t step = 1;
+  bool in_order = true;
+  for (int64_t i = arg.dim; i-- > 0; step *= arg.size(i))
+    in_order = in_order && (arg.size(i) == 1 || arg.stride(i) == step);
+  if (in_order) return arg.data();
+  t = torch::stable::contiguous(t);
+  return Arg(arg.op, arg.name, t).data();
 }
 
 }  // namespace effops::ops

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/views.h"
 
 namespace effops::ops {
 
@@ -105,5 +106,19 @@ class Values {
 // Every value lies in [low, high]. `high_name` says what the upper bound is.
 void check_range(const char* op, const char* name, const Values<int32_t>& values, int64_t low, int64_t high,
                  const char* high_name);
+
+// int32 [B, T] of a call over B sequences of T tokens, every value in [low, end).
+TokenIndices token_indices(const Arg& indices, const Arg& like, int64_t batch, int64_t tokens, int64_t low,
+                           int64_t end);
+
+// Can the rows of x be numbered without a copy: last dimension contiguous, at most three outer ones
+// once neighbours that lie in line are joined.
+bool row_space(const Arg& x, RowSpace& rows);
+
+// The elements of t in order: t becomes a copy where they do not lie so.
+const char* contiguous_data(const Arg& arg, Tensor& t);
+
+// The sizes of x with another last one.
+std::vector<int64_t> with_last(const Arg& x, int64_t last);
 
 }  // namespace effops::ops

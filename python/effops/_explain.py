@@ -24,7 +24,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
             merge_states: ``parts, rows, head_dim``; append_kv: ``batch, q_len, kv_heads, head_dim, v_dim``;
-            rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``.
+            rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
+            rotary_append: ``rows, heads, kv_heads, head_dim``.
 
     Raises:
         ValueError: an unknown op, dtype or size, or sizes that do not fit. RuntimeError: no host module.
@@ -112,6 +113,12 @@ def _rotary(*, dtype: str, heads: int, head_dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"one pass over {rows * heads} rows of a token and a head", elements, elements)
 
 
+def _rotary_append(*, dtype: str, heads: int, kv_heads: int, head_dim: int, rows: int = 1) -> str:
+    elements = rows * (heads + 2 * kv_heads) * head_dim
+    loop = f"one pass over each of {heads + 2 * kv_heads} heads a sequence, keys and values into the cache"
+    return _one_pass(dtype, loop, elements, elements)
+
+
 def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"one pass over {rows} rows", rows * dim, rows * (dim // 2))
 
@@ -124,5 +131,6 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "packed_linear": _packed_linear,
     "rms_norm": _rms_norm,
     "rotary": _rotary,
+    "rotary_append": _rotary_append,
     "silu_mul": _silu_mul,
 }

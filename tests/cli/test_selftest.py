@@ -41,7 +41,15 @@ def test_passes_and_names_what_it_did(run_cli):
     done = run_cli("selftest")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "instruction set:" in done.stdout and "FAILED" not in done.stdout
-    for op in ("attention", "varlen_attention", "merge_states", "append_kv", "packed_linear", "rotary", "silu_mul"):
+    for op in (
+        "attention",
+        "varlen_attention",
+        "merge_states",
+        "append_kv",
+        "packed_linear",
+        "rotary_append",
+        "silu_mul",
+    ):
         assert f"\n{op} " in done.stdout
 
 

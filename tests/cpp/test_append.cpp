@@ -27,9 +27,7 @@ void check_append(DType dtype, Layout from_layout, Layout to_layout) {
     p.from_stride[i] = from.stride(i) * p.bytes;
     p.to_stride[i] = to.stride(i) * p.bytes;
   }
-  p.slots = slots.get();
-  p.slots_batch = 1;
-  p.slots_token = kBatch;
+  p.slots = {slots.get(), 1, kBatch};
   append_rows(p);
   for (int64_t b = 0; b < kBatch; ++b)
     for (int64_t slot = 0; slot < kCapacity; ++slot) {

@@ -78,10 +78,11 @@ void check_rotary(DType dtype, Tensor::Shape shape, int64_t half, Layout layout)
   for (int64_t b = 0; b < shape[0]; ++b)
     for (int64_t t = 0; t < shape[1]; ++t)
       positions[b * batch_stride + t * token_stride] = static_cast<int32_t>(random.between(0, kPositions - 1));
-  RotaryProblem p{dtype,   rows_of(x), shape[3],         half,         x.data(),    y.data(),
-                  nullptr, nullptr,    positions.data(), batch_stride, token_stride};
-  p.cos = reinterpret_cast<const float*>(cos.data());
-  p.sin = reinterpret_cast<const float*>(sin.data());
+  const Angles angles{reinterpret_cast<const float*>(cos.data()),
+                      reinterpret_cast<const float*>(sin.data()),
+                      half,
+                      {positions.data(), batch_stride, token_stride}};
+  const RotaryProblem p{dtype, rows_of(x), shape[3], angles, x.data(), y.data()};
   kernels_under_test().rotary(p, std_threads(2));
   for_rows(x, [&](int64_t b, int64_t t, int64_t h) {
     const int64_t position = positions[b * batch_stride + t * token_stride];
@@ -103,6 +104,75 @@ TEST(rotary) {
     check_rotary(dtype, {2, 3, 2, 45}, 9, Layout::gapped);
     check_rotary(dtype, {2, 0, 2, 8}, 4, Layout::contiguous);
     check_rotary(dtype, {2, 60, 4, 64}, 32, Layout::contiguous);
+  }
+}
+
+// Query, key and value heads of one projection: the bits of rotary, or copies, where they belong.
+void check_rotary_append(DType dtype, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t half, Layout layout) {
+  constexpr int64_t kBatch = 2, kSlots = 9, kPositions = 7;
+  const int64_t all = heads + 2 * kv_heads, dim = 2 * half + 3;
+  Random random(7);
+  Tensor x(dtype, {kBatch, tokens, all, dim}, layout == Layout::strided ? Layout::gapped : layout);
+  Tensor turned(dtype, {kBatch, tokens, all, dim}), q(dtype, {kBatch, tokens, heads, dim});
+  Tensor k(dtype, {kBatch, kSlots, kv_heads, dim}, layout), v(dtype, {kBatch, kSlots, kv_heads, dim}, layout);
+  Tensor cos(DType::f32, {1, 1, kPositions, half}), sin(DType::f32, {1, 1, kPositions, half});
+  for (Tensor* t : {&x, &cos, &sin}) {
+    t->fill(random);
+    t->freeze();
+  }
+  std::vector<int32_t> positions(kBatch * tokens), slots(kBatch * tokens);
+  for (int32_t& i : positions) i = static_cast<int32_t>(random.between(0, kPositions - 1));
+  for (int32_t& i : slots) i = static_cast<int32_t>(random.between(-1, kSlots - 1));
+  const Angles angles{reinterpret_cast<const float*>(cos.data()),
+                      reinterpret_cast<const float*>(sin.data()),
+                      half,
+                      {positions.data(), tokens, 1}};
+  kernels_under_test().rotary({dtype, rows_of(x), dim, angles, x.data(), turned.data()}, std_threads(1));
+  RotaryAppendProblem p;
+  p.dtype = dtype;
+  p.batch = kBatch;
+  p.tokens = tokens;
+  p.heads = heads;
+  p.kv_heads = kv_heads;
+  p.dim = dim;
+  p.x = x.data();
+  p.x_batch = x.stride(0);
+  p.x_token = x.stride(1);
+  p.x_head = x.stride(2);
+  p.angles = angles;
+  p.slots = {slots.data(), tokens, 1};
+  p.q = q.data();
+  p.k = k.view();
+  p.v = v.view();
+  kernels_under_test().rotary_append(p, std_threads(3));
+  for_rows(q, [&](int64_t b, int64_t t, int64_t h) {
+    for (int64_t d = 0; d < dim; ++d)
+      check_value("rotary_append q", q.get(b, t, h, d), turned.get(b, t, h, d), 0, dtype, dim, d);
+  });
+  for_rows(k, [&](int64_t b, int64_t slot, int64_t h) {
+    int64_t writer = -1;
+    for (int64_t t = 0; t < tokens; ++t)
+      if (slots[b * tokens + t] == slot) writer = t;
+    for (int64_t d = 0; d < dim; ++d) {
+      const double key = k.get(b, slot, h, d), value = v.get(b, slot, h, d);
+      if (writer < 0) {
+        CHECK(std::isnan(key) && std::isnan(value), "rotary_append wrote slot ", slot, " that no token names");
+      } else {
+        check_value("rotary_append k", key, turned.get(b, writer, heads + h, d), 0, dtype, dim, d);
+        check_value("rotary_append v", value, x.get(b, writer, heads + kv_heads + h, d), 0, dtype, dim, d);
+      }
+    }
+  });
+  CHECK(k.gaps_intact() && v.gaps_intact(), "rotary_append wrote between elements");
+}
+
+TEST(rotary_append) {
+  for (DType dtype : kDTypes) {
+    for (Layout layout : {Layout::contiguous, Layout::swapped, Layout::gapped, Layout::strided})
+      check_rotary_append(dtype, 5, 3, 2, 9, layout);
+    check_rotary_append(dtype, 6, 0, 1, 16, Layout::swapped);
+    check_rotary_append(dtype, 0, 2, 1, 4, Layout::contiguous);
+    check_rotary_append(dtype, 40, 4, 2, 40, Layout::swapped);
   }
 }
 

@@ -1,5 +1,7 @@
 // linear: all products and sums of these inputs are exact in float32, so the one rounding of the output
 // is all the error there may be.
+#include <cstring>
+
 #include "check.h"
 #include "kernels_under_test.h"
 #include "tensor.h"
@@ -11,14 +13,13 @@ namespace {
 struct LinearCase {
   int64_t rows, in, out;
   bool bias = false, residual = false;
-  Layout layout = Layout::contiguous;  // of x, and of the weight's and the residual's rows
+  Layout layout = Layout::contiguous;  // of x, weight and residual
 };
 
 void check_linear(const LinearCase& c, DType dtype) {
   Random random(static_cast<uint32_t>(c.rows * 1000 + c.in * 10 + c.out));
-  const Layout rows_only = c.layout == Layout::strided ? Layout::gapped : c.layout;
-  Tensor x(dtype, {1, 1, c.rows, c.in}, c.layout), weight(dtype, {1, 1, c.out, c.in}, rows_only);
-  Tensor bias(dtype, {1, 1, 1, c.out}), residual(dtype, {1, 1, c.rows, c.out}, rows_only);
+  Tensor x(dtype, {1, 1, c.rows, c.in}, c.layout), weight(dtype, {1, 1, c.out, c.in}, c.layout);
+  Tensor bias(dtype, {1, 1, 1, c.out}), residual(dtype, {1, 1, c.rows, c.out}, c.layout);
   Tensor y(dtype, {1, 1, c.rows, c.out});
   for (Tensor* t : {&x, &weight, &bias, &residual}) {
     t->fill(random);
@@ -34,7 +35,6 @@ void check_linear(const LinearCase& c, DType dtype) {
   p.bias = c.bias ? bias.data() : nullptr;
   p.residual = c.residual ? residual.data() : nullptr;
   p.x_row = x.stride(2);
-  p.x_stride = x.stride(3);
   p.weight_row = weight.stride(2);
   p.residual_row = residual.stride(2);
   p.y = y.data();
@@ -68,8 +68,52 @@ TEST(linear_depths) {
 }
 
 TEST(linear_layouts) {
-  for (Layout layout : {Layout::gapped, Layout::strided})
-    for (int64_t rows : {1, 2, 4, 5}) check_linear({rows, 33, 17, true, true, layout});
+  for (int64_t rows : {1, 2, 4, 5}) check_linear({rows, 33, 17, true, true, Layout::gapped});
+}
+
+// The norm and the gate before a product: row by row the bits of their own kernels.
+void check_prepared(int64_t rows, int64_t in, bool gated, DType dtype) {
+  Random random(static_cast<uint32_t>(rows * 100 + in));
+  const int64_t width = gated ? 2 * in : in;
+  Tensor x(dtype, {1, 1, rows, width}, Layout::gapped), weight(dtype, {1, 1, 40, in}), norm(dtype, {1, 1, 1, in});
+  Tensor apart(dtype, {1, 1, rows, in}), want(dtype, {1, 1, rows, 40}), got(dtype, {1, 1, rows, 40});
+  for (Tensor* t : {&x, &weight, &norm}) {
+    t->fill(random);
+    t->freeze();
+  }
+  const RowSpace space{{1, 1, rows}, {0, 0, x.stride(2)}};
+  if (gated) {
+    kernels_under_test().silu_mul({dtype, space, in, x.data(), apart.data()}, std_threads(1));
+  } else {
+    kernels_under_test().rms_norm({dtype, space, in, 0.1, 0, x.data(), norm.data(), apart.data()}, std_threads(1));
+  }
+  LinearProblem p;
+  p.dtype = dtype;
+  p.rows = rows;
+  p.in = in;
+  p.out = 40;
+  p.x = apart.data();
+  p.x_row = in;
+  p.weight = weight.data();
+  p.weight_row = in;
+  p.y = want.data();
+  kernels_under_test().linear(p, std_threads(1));
+  p.x = x.data();
+  p.x_row = x.stride(2);
+  p.norm = gated ? nullptr : norm.data();
+  p.norm_eps = 0.1;
+  p.gated = gated;
+  p.y = got.data();
+  kernels_under_test().linear(p, std_threads(3));
+  CHECK(std::memcmp(got.data(), want.data(), want.bytes()) == 0, gated ? "gate" : "norm", " before a product of ", rows,
+        " rows of ", in, " ", name_of(dtype));
+}
+
+TEST(linear_prepared) {
+  for (DType dtype : kDTypes)
+    for (int64_t rows : {1, 2, 3, 5})
+      for (int64_t in : {1, 15, 16, 33, 65})
+        for (bool gated : {false, true}) check_prepared(rows, in, gated, dtype);
 }
 
 TEST(linear_on_threads) { check_linear({3, 200, 300, true, true}); }

@@ -76,6 +76,8 @@ def test_cached_steps_equal_the_whole(pair):
     parts = [ours(tokens[:, :9], cache), ours(tokens[:, 9:16], cache)]
     parts += [ours(tokens[:, i : i + 1], cache) for i in range(16, PROMPT_LENGTH)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+    for keep in (1, 3, PROMPT_LENGTH, 99):
+        torch.testing.assert_close(ours(tokens, logits_to_keep=keep), whole[:, -keep:], rtol=1e-4, atol=1e-4)
 
     cache.reset()
     first = torch.stack([tokens[0, :8], torch.cat([tokens[1, :0].new_zeros(5), tokens[1, :3]])])

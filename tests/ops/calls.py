@@ -47,13 +47,21 @@ def append_kv() -> Arguments:
 
 def packed_linear(rows: int = 3) -> Arguments:
     weight, bias, residual = normal(5, 8, seed=1), normal(5, seed=2), normal(rows, 5, seed=3)
-    return {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
+    call = {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
+    return call | {"norm": normal(8, seed=4), "norm_eps": 1e-5}
 
 
 def rotary() -> Arguments:
     angles = normal(9, 3)
     positions = int32(0, 3, 8, 1, 1, 2).view(2, 3)
     return {"x": normal(2, 3, 4, 8), "cos": angles.cos(), "sin": angles.sin(), "positions": positions}
+
+
+def rotary_append() -> Arguments:
+    """H 2, G 1."""
+    call = rotary()
+    caches = {"k_cache": normal(2, 7, 1, 8, seed=1), "v_cache": normal(2, 7, 1, 8, seed=2)}
+    return {"qkv": call.pop("x")} | call | caches | {"slots": int32(0, 6, 3, -1, 2, 1).view(2, 3)}
 
 
 CALLS = {
@@ -64,6 +72,7 @@ CALLS = {
     "packed_linear": packed_linear,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
     "rotary": rotary,
+    "rotary_append": rotary_append,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),
@@ -78,9 +87,12 @@ def tensor_arguments(op: torch._ops.OpOverload) -> list[str]:
     return [a.name for a in op._schema.arguments if str(a.type) in ("Tensor", "Optional[Tensor]")]
 
 
+def results(got: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """What a call returned, as a tuple."""
+    return () if got is None else got if isinstance(got, tuple) else (got,)
+
+
 def run(op: torch._ops.OpOverload, call: Arguments) -> tuple[Tensor, ...]:
-    """All results of a call as a tuple; those of an op that writes in place are its caches."""
-    got = op(**call)
-    if got is None:
-        return call["k_cache"], call["v_cache"]
-    return got if isinstance(got, tuple) else (got,)
+    """All results of a call, the caches it writes included."""
+    written = tuple(call[name] for name in ("k_cache", "v_cache") if name in call)
+    return results(op(**call)) + written

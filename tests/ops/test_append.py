@@ -8,16 +8,11 @@ from effops import ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies.attention import DIMS
-from strategies.layouts import LAYOUTS
+from strategies.layouts import LAYOUTS, memory
 from strategies.values import DTYPES, bits, int32, normal, same_bits
 from torch import Tensor
 
 pytestmark = pytest.mark.core
-
-
-def memory(x: Tensor) -> Tensor:
-    """Every element of x's memory, those between and around its own included."""
-    return bits(torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -24,6 +24,7 @@ each_argument = pytest.mark.parametrize("op, name", ARGUMENTS)
 FREE = {
     ("attention", "q", 1), ("attention", "v", 3), ("varlen_attention", "q", 0), ("varlen_attention", "v", 2),
     ("merge_states", "outs", 3), ("rms_norm", "x", 0), ("rms_norm", "x", 1), ("rotary", "x", 2), ("rotary", "x", 3),
+    ("rotary_append", "qkv", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1),
 }  # fmt: skip
 ANY_RANK = {("rms_norm", "x"), ("silu_mul", "x")}
@@ -149,6 +150,9 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("append_kv", "slots", int32(0, 1, 2, 7).view(2, 2), r"expected values in \[-1, 7\), got 7 at index \[1, 1\]"),
     ("append_kv", "slots", int32(-2, 1, 2, 3).view(2, 2), r"expected values in \[-1, 7\), got -2 at index \[0, 0\]"),
     ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index \[1, 2\]"),
+    ("rotary_append", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index"),
+    ("rotary_append", "slots", int32(0, 1, 2, 3, 4, 7).view(2, 3), r"expected .+ \[-1, 7\), got 7 at index \[1, 2\]"),
+    ("rotary_append", "slots", int32(-2, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[-1, 7\), got -2 at index"),
     ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
 ]  # fmt: skip
 
@@ -163,6 +167,19 @@ def test_wrong_value(name, argument, value, says):
 def test_windows_of_two_kinds():
     refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": 3}, "head_windows")
     refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": -1, "head_windows": None}, "window")
+
+
+def test_norm_and_gated_exclude_each_other():
+    call = CALLS["packed_linear"]()
+    both = call | {"x": normal(3, 16), "gated": True}
+    refused(torch.ops.effops.packed_linear.default, both, "norm", "expected none beside gated, got a tensor")
+    refused(torch.ops.effops.packed_linear.default, call | {"gated": True, "norm": None}, "x")
+
+
+def test_more_kv_heads_than_the_projection_has():
+    call = CALLS["rotary_append"]()
+    caches = {n: call[n].expand(-1, -1, 3, -1) for n in ("k_cache", "v_cache")}
+    refused(torch.ops.effops.rotary_append.default, call | caches, "k_cache", "expected G up to 2 .+, got shape")
 
 
 def test_heads_must_divide():

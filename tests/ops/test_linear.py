@@ -28,12 +28,37 @@ def test_any_call(dtype, data):
     def drawn(*shape: int, seed: int) -> torch.Tensor:
         return data.draw(place)(values(*shape, dtype=DTYPES[dtype], seed=seed, kind=kind))
 
-    x, w = drawn(*lead, inner, seed=seed), drawn(outer, inner, seed=seed + 2)
+    first = data.draw(st.sampled_from(("nothing", "norm", "gated")))
+    if first == "norm" and (kind == "subnormal" or inner == 0):
+        first = "nothing"  # the bound of a norm knows neither
+    if first == "gated" and kind in ("large", "spikes"):
+        first = "nothing"  # three such factors overflow float16
+    x = drawn(*lead, inner * (2 if first == "gated" else 1), seed=seed)
+    w = drawn(outer, inner, seed=seed + 2)
     bias = drawn(outer, seed=seed + 4) if data.draw(st.booleans()) else None
-    residual = drawn(*lead, outer, seed=seed + 6) if data.draw(st.booleans()) else None
-    got = ops.packed_linear(x, w, bias, residual=residual)
+    options = {"residual": drawn(*lead, outer, seed=seed + 6)} if data.draw(st.booleans()) else {}
+    if first == "norm":
+        options |= {"norm": drawn(inner, seed=seed + 8), "norm_eps": data.draw(st.sampled_from((1e-6, 1.0)))}
+    if first == "gated":
+        options |= {"gated": True}
+    got = ops.packed_linear(x, w, bias, **options)
     assert got.dtype == x.dtype and got.is_contiguous()
-    assert packed_linear_bound(x, w, bias, residual=residual).worst(got) <= 1
+    assert packed_linear_bound(x, w, bias, **options).worst(got) <= 1
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_and_gate_have_the_bits_of_their_ops(dtype, rows):
+    for inner in (1, 8, 33, 100):
+        w, norm = normal(75, inner, dtype=DTYPES[dtype]), normal(inner, dtype=DTYPES[dtype], seed=1)
+        x, gated = (normal(rows, n * inner, dtype=DTYPES[dtype], seed=2) for n in (1, 2))
+        bias, residual = normal(75, dtype=DTYPES[dtype], seed=3), normal(rows, 75, dtype=DTYPES[dtype], seed=4)
+        for place in LAYOUTS.values():
+            got = ops.packed_linear(place(x), w, bias, residual=residual, norm=place(norm), norm_eps=1e-3)
+            apart = ops.packed_linear(ops.rms_norm(x, norm, 1e-3), w, bias, residual=residual)
+            assert same_bits(got, apart)
+            got = ops.packed_linear(place(gated), w, bias, residual=residual, gated=True)
+            assert same_bits(got, ops.packed_linear(ops.silu_mul(gated), w, bias, residual=residual))
 
 
 @pytest.mark.parametrize("rows", ROWS)

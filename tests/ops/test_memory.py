@@ -6,7 +6,7 @@ import mmap
 
 import pytest
 import torch
-from calls import CALLS, OPS, name_of, run
+from calls import CALLS, OPS, name_of, results, run
 from effops import ops
 from strategies.layouts import LAYOUTS
 from strategies.values import int32, normal, same_bits
@@ -70,6 +70,22 @@ def test_cache_writes_over_2_to_the_31_elements(dim):
         assert same_bits(cache, expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_rotary_append_over_2_to_the_31_elements(dim):
+    qkv, angles = normal(2, 2, 4, 2, dtype=torch.bfloat16), normal(5, 1)
+    indices = int32(0, 2, 1, 0).view(2, 2)
+
+    def call(qkv: Tensor, caches: list[Tensor]) -> list[Tensor]:
+        return [ops.rotary_append(qkv, angles.cos(), angles.sin(), indices, *caches, indices), *caches]
+
+    def zeros() -> list[Tensor]:
+        return [torch.zeros(2, 3, 1 if dim != 2 else 2, 2, dtype=torch.bfloat16) for _ in range(2)]
+
+    expected = call(qkv, zeros())
+    for got in (call(far_apart(qkv, dim), zeros()), call(qkv, [far_apart(x, dim) for x in zeros()])):
+        assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_layer_over_2_to_the_31_elements(dtype):
     x, w = normal(3, 8, dtype=dtype), normal(4, 8, dtype=dtype, seed=1)
@@ -100,8 +116,11 @@ def test_unreadable_pages_behind_every_size(dtype):
             for tokens in (1, 2, 4, 18):
                 assert ops.attention(place(normal(1, tokens, 1, dim, dtype=dtype)), k, v).isfinite().all()
         for rows in (1, 2, 3, 4):
-            w = place(normal(dim, 130 - dim, dtype=dtype))
-            assert ops.packed_linear(place(normal(rows, 130 - dim, dtype=dtype)), w).isfinite().all()
+            w, norm = place(normal(dim, 130 - dim, dtype=dtype)), place(normal(130 - dim, dtype=dtype))
+            x, gated = (place(normal(rows, n * (130 - dim), dtype=dtype)) for n in (1, 2))
+            assert ops.packed_linear(x, w).isfinite().all()
+            assert ops.packed_linear(x, w, norm=norm).isfinite().all()
+            assert ops.packed_linear(gated, w, gated=True).isfinite().all()
         x = place(normal(3, 2 * dim, dtype=dtype))
         assert ops.rms_norm(x, place(normal(2 * dim, dtype=dtype))).isfinite().all()
         assert ops.silu_mul(x).isfinite().all()
@@ -111,9 +130,9 @@ def test_unreadable_pages_behind_every_size(dtype):
 def test_results_are_new_and_contiguous(op):
     call = CALLS[name_of(op)]()
     inputs = {x.untyped_storage().data_ptr() for x in call.values() if isinstance(x, Tensor)}
-    for x in run(op, call):
+    for x in results(op(**call)):
         assert x.is_contiguous() and x.isfinite().all()
-        assert name_of(op) == "append_kv" or x.untyped_storage().data_ptr() not in inputs
+        assert x.untyped_storage().data_ptr() not in inputs
 
 
 def test_values_of_another_sign_bit():

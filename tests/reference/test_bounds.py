@@ -121,6 +121,8 @@ def test_layer_bounds(dtype):
     )
     pairs = [
         (bounds.packed_linear_bound(x, w, residual=residual), reference.packed_linear(x, w, residual=residual)),
+        (bounds.packed_linear_bound(x, w, norm=norm), reference.packed_linear(x, w, norm=norm)),
+        (bounds.packed_linear_bound(x, w[:, :32], gated=True), reference.packed_linear(x, w[:, :32], gated=True)),
         (bounds.rms_norm_bound(x, norm), reference.rms_norm(x, norm)),
         (bounds.rotary_bound(*rotary), reference.rotary(*rotary)),
         (bounds.silu_mul_bound(x), reference.silu_mul(x)),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from strategies.values import bits
+
 Layout = Callable[[Tensor], Tensor]
 
 
@@ -74,6 +76,11 @@ def guarded(x: Tensor) -> Tensor:
         raise OSError(ctypes.get_errno(), "mprotect")
     flat = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=(pages - 1) * page - size)
     return flat.view(x.shape).copy_(x)
+
+
+def memory(x: Tensor) -> Tensor:
+    """The bits of every element of x's memory, those between and around its own included."""
+    return bits(torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()))
 
 
 LAYOUTS: dict[str, Layout] = {

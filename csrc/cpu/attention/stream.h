@@ -1,6 +1,6 @@
 // The streaming loop: few query rows against many keys, at memory speed. Rows go in groups of
-// MR = 4, 2 or 1; scores lie key-major with the group's rows side by side ([key][MR]), so that one
-// vector holds width / MR keys and every lane's row is lane % MR.
+// MR = 8 (with vectors of 16), 4, 2 or 1; scores lie key-major with the group's rows side by side
+// ([key][MR]), so that one vector holds width / MR keys and every lane's row is lane % MR.
 #pragma once
 
 #include "common/scratch.h"
@@ -70,8 +70,8 @@ inline void stream_values_by(int64_t first, int64_t last, int64_t at, const type
 template <class T, int MR, class P = product_of<T>>
 void stream_values(const Tile<T>& v, int64_t dim, const typename P::Unit* p, const typename P::C* alpha,
                    typename P::C* o, Reader reader) {
-  constexpr int kChunk = P::kChunk, ND = P::W == 16 ? (MR == 4 ? 2 : 4) : 1;
-  const typename P::C keep[4] = {1, 1, 1, 1};
+  constexpr int kChunk = P::kChunk, ND = P::W == 16 ? (MR == 8 ? 1 : MR == 4 ? 2 : 4) : 1;
+  const typename P::C keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   const int64_t rows = dim <= ND * kChunk || reader == Reader::later ? kTileKeys : values_stretch<T>(dim);
   for (int64_t first = 0; first < v.keys; first += rows) {
     const int64_t last = std::min(v.keys, first + rows);
@@ -104,7 +104,7 @@ struct StreamGroup {
   typename P::Element* q = nullptr;
   C *o = nullptr, *scores = nullptr, *state = nullptr;  // state: m then l, one vector each
   typename P::Unit* p = nullptr;
-  C alpha[4] = {0, 0, 0, 0};
+  C alpha[8] = {};
 };
 
 // Online softmax of one tile: masked scores to units of probability relative to the running
@@ -179,6 +179,8 @@ class StreamTask {
 
   template <class F>
   static void by_mr(const StreamGroup<P>& g, F&& f) {
+    if constexpr (W == 16)
+      if (g.mr == 8) return f(Int<8>());
     if (g.mr == 4) return f(Int<4>());
     if (g.mr == 2) return f(Int<2>());
     f(Int<1>());
@@ -199,7 +201,7 @@ class StreamTask {
       StreamGroup<P>& g = group_[groups_++];
       const int64_t left = task_.row_end - row;
       g.row = row;
-      g.mr = left >= 3 ? 4 : int(left);
+      g.mr = W == 16 && left >= 7 ? 8 : left >= 3 ? 4 : int(left);
       g.rows = std::min<int64_t>(left, g.mr);
       g.q = c.take<typename P::Element>(padded(p_.head_dim) * g.mr);
       g.o = c.take<C>(padded(p_.v_dim) * g.mr);

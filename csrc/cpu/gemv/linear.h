@@ -1,10 +1,12 @@
-// y = x W^T (+ bias) (+ residual) for few rows: one pass over the weights at read bandwidth.
+// y = f(x) W^T (+ bias) (+ residual) for few rows: one pass over the weights at read bandwidth.
+// f is nothing, the norm before the layer or the gated activation.
 #pragma once
 
 #include "common/linear_problem.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "cpu/gemv/dot_rows.h"
+#include "cpu/layer/layer.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
@@ -32,19 +34,32 @@ class LinearTask {
 
   static int64_t padded_k(const LinearProblem& p) { return (p.in + P::kChunk - 1) / P::kChunk * P::kChunk; }
 
-  // Rows of x in dot_rows' layout, in groups of 4, 4, ..., then 2 or 1; three left fill a group of 4.
-  static void place(const LinearProblem& p, typename P::Element* x) {
-    const int64_t k = padded_k(p);
-    int64_t row = 0;
-    for (; p.rows - row >= 3; row += 4, x += k * 4)
-      for (int m = 0; m < 4; ++m) place_query<P, T, 4>(at(p, std::min(row + m, p.rows - 1)), p.x_stride, p.in, m, x);
-    if (p.rows - row == 2)
-      for (int m = 0; m < 2; ++m) place_query<P, T, 2>(at(p, row + m), p.x_stride, p.in, m, x);
-    if (p.rows - row == 1) place_query<P, T, 1>(at(p, row), p.x_stride, p.in, 0, x);
+  // Rows of f(x) in dot_rows' layout, in groups of 4, 4, ..., then 2 or 1; three left fill a group of
+  // 4. `row` has room for one row.
+  static void place(const LinearProblem& p, typename P::Element* x, T* row) {
+    for (int64_t first = 0; first < p.rows;) {
+      const int64_t left = p.rows - first;
+      const int group = left >= 3 ? 4 : int(left);
+      for (int m = 0; m < group; ++m) {
+        const T* from = prepared(p, std::min(first + m, p.rows - 1), row);
+        if (group == 4) place_query<P, T, 4>(from, 1, p.in, m, x);
+        if (group == 2) place_query<P, T, 2>(from, 1, p.in, m, x);
+        if (group == 1) place_query<P, T, 1>(from, 1, p.in, m, x);
+      }
+      first += group;
+      x += padded_k(p) * group;
+    }
   }
 
  private:
-  static const T* at(const LinearProblem& p, int64_t row) { return reinterpret_cast<const T*>(p.x) + row * p.x_row; }
+  // Row i of f(x), in place where f is nothing.
+  static const T* prepared(const LinearProblem& p, int64_t i, T* row) {
+    const T* x = reinterpret_cast<const T*>(p.x) + i * p.x_row;
+    if (p.norm == nullptr && !p.gated) return x;
+    if (p.gated) silu_mul_row(x, x + p.in, p.in, row);
+    if (p.norm != nullptr) rms_norm_row(x, reinterpret_cast<const T*>(p.norm), p.in, p.norm_eps, 0, row);
+    return row;
+  }
 
   template <int MR>
   void by_features(int64_t begin, int64_t end, int64_t first_row, const typename P::Element* x) const {
@@ -87,8 +102,13 @@ void linear_typed(const LinearProblem& p, const Parallel& parallel) {
   using E = typename product_of<T>::Element;
   using Task = LinearTask<T>;
   const int64_t groups = (p.rows + 3) / 4;
-  E* x = static_cast<E*>(thread_scratch(Scratch::call, groups * 4 * Task::padded_k(p) * sizeof(E)));
-  Task::place(p, x);
+  const int64_t elements = groups * 4 * Task::padded_k(p);
+  Carver measure;
+  measure.take<E>(elements);
+  measure.take<T>(p.in);
+  Carver carver(thread_scratch(Scratch::call, measure.used()));
+  E* x = carver.take<E>(elements);
+  Task::place(p, x, carver.take<T>(p.in));
   const int64_t pieces = (p.out + kLinearPiece - 1) / kLinearPiece;
   parallel.for_each(pieces, linear_worth_threads(p),
                     [&](int64_t i) { Task(p, x).run(i * kLinearPiece, std::min(p.out, (i + 1) * kLinearPiece)); });

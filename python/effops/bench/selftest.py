@@ -200,7 +200,20 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         reference.append_kv(k_expected, v_expected, k, v, slots)
         return max(_equal(k_cache, k_expected), _equal(v_cache, v_expected))
 
+    def turn_and_append() -> float:
+        """The bits of rotary and append_kv."""
+        draw = _Draw(8, dtype)
+        k, v, k_expected, v_expected = (torch.zeros(2, 9, 2, 34, dtype=dtype) for _ in range(4))
+        qkv, angles = draw(2, 3, 7, 34), _Draw(9, torch.float32)(50, 16)
+        positions = torch.tensor([[8, 0, 49], [2, 3, 4]], dtype=torch.int32)
+        slots = torch.tensor([[8, -1, 0], [2, 3, 4]], dtype=torch.int32)
+        q = ops.rotary_append(qkv, angles.cos(), angles.sin(), positions, k, v, slots)
+        turned = ops.rotary(qkv, angles.cos(), angles.sin(), positions)
+        ops.append_kv(k_expected, v_expected, turned[:, :, 3:5], qkv[:, :, 5:], slots)
+        return max(_equal(q, turned[:, :, :3]), _equal(k, k_expected), _equal(v, v_expected))
+
     yield Case("append_kv", "slots out of order, one skipped", append)
+    yield Case("rotary_append", "3 + 2 + 2 heads, one token skipped", turn_and_append)
 
 
 def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -213,7 +226,15 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
             full = bounds.packed_linear_bound(x, w, b, residual=r).worst(ops.packed_linear(x, w, b, residual=r))
             return max(full, bounds.packed_linear_bound(x, w).worst(ops.packed_linear(x, packed)))
 
+        def prepared(rows: int = rows) -> float:
+            draw = _Draw(rows, dtype)
+            x, gated, w, norm = draw(rows, 333), draw(rows, 666), draw(75, 333), draw(333)
+            normed = bounds.packed_linear_bound(x, w, norm=norm).worst(ops.packed_linear(x, w, norm=norm))
+            return max(normed, bounds.packed_linear_bound(gated, w, gated=True).worst(
+                ops.packed_linear(gated, w, gated=True)))  # fmt: skip
+
         yield Case("packed_linear", f"{rows} rows", linear)
+        yield Case("packed_linear", f"{rows} rows, norm or gate before", prepared)
 
     def norm(rows: int, dim: int, offset: float) -> float:
         draw = _Draw(dim, dtype)

@@ -31,6 +31,10 @@ class LayerCache(Protocol):
     def append(self, k: Tensor, v: Tensor, step: Step) -> None:
         """Writes k [B,T,G,D], v [B,T,G,Dv] at the step's slots."""
 
+    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
+        """Turns the query and key heads of qkv [B,T,H+2G,D] by the rows ``step.positions`` of cos and sin, writes keys
+        and values at the step's slots and returns the queries [B,T,H,D]."""
+
     def attend(self, q: Tensor, step: Step, **options: Any) -> Tensor:
         """Attention of q [B,T,H,D] over the first ``step.kv_lens`` keys; options as in ``ops.attention``."""
 

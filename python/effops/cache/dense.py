@@ -23,6 +23,9 @@ class DenseLayer:
     def append(self, k: Tensor, v: Tensor, step: Step) -> None:
         ops.append_kv(self.k, self.v, k, v, step.slots)
 
+    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
+        return ops.rotary_append(qkv, cos, sin, step.positions, self.k, self.v, step.slots)
+
     def attend(self, q: Tensor, step: Step, **options: Any) -> Tensor:
         out = ops.attention(q, self.k, self.v, kv_lens=step.kv_lens, max_kv_len=step.max_kv_len, **options)
         assert isinstance(out, Tensor)

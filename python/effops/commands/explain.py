@@ -19,6 +19,7 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "packed_linear": {"rows": 1, "n": None, "k": None},
     "rms_norm": {"rows": 1, "dim": None},
     "rotary": {"rows": 1, "heads": None, "head_dim": None},
+    "rotary_append": {"rows": 1, "heads": None, "kv_heads": None, "head_dim": None},
     "silu_mul": {"rows": 1, "dim": None},
 }  # fmt: skip
 MASKED = ("attention", "varlen_attention")  # these take causal

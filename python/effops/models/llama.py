@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effops.cache import DenseKVCache, KVCache
+from effops.cache import DenseKVCache, KVCache, LayerCache, Step
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
@@ -113,21 +112,22 @@ class Llama(nn.Module):
     ) -> Tensor:
         own: Any = self._modules
         batch, count = tokens.shape
-        x = F.embedding(tokens, own["embed_tokens"].weight)
+        x = torch.embedding(own["embed_tokens"]._parameters["weight"], tokens)
+        step: Step | None = None
+        layer_caches: Sequence[LayerCache | None] = [None] * len(self.layers)
         if cache is None:
-            steps = torch.arange(count, dtype=torch.int32, device=tokens.device).expand(batch, -1)
-            rope = Rope(*self.rotary.tables(count, x.device), steps)
-            for layer in self.layers:
-                x = layer.forward(x, rope)
+            positions = torch.arange(count, dtype=torch.int32, device=tokens.device).expand(batch, -1)
+            rope = Rope(*self.rotary.tables(count, x.device), positions)
         else:
-            step = cache.plan(count, lengths)
+            step, layer_caches = cache.plan(count, lengths), cache.layers
             rope = Rope(*self.rotary.tables(step.max_kv_len, x.device), step.positions)
-            for layer, kv in zip(self.layers, cache.layers, strict=True):
-                x = layer.forward(x, rope, kv, step)
+        *first, last = zip(own["layers"]._modules.values(), layer_caches, strict=True)
+        for layer, kv in first:
+            x = layer.forward(x, rope, kv, step)
+        x = last[0].forward(x, rope, last[1], step, logits_to_keep)
+        if cache is not None and step is not None:
             cache.advance(step)
-        if logits_to_keep is not None and logits_to_keep < count:
-            x = x[:, count - logits_to_keep :]
-        return own["lm_head"].forward(own["norm"].forward(x))
+        return own["lm_head"].forward(x, None, own["norm"])
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Every weight under its Hugging Face name; fused weights appear as views of their parts."""

@@ -67,23 +67,28 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         step: Step | None = None,
         residual: Tensor | None = None,
+        norm: RMSNorm | None = None,
+        keep: int | None = None,
     ) -> Tensor:
-        """Attends to the new tokens and, with a cache, to what it holds; new keys are written there first."""
+        """Attends to the new tokens of x, or of norm(x), and, with a cache, to what it holds; new keys are written
+        there first. ``keep`` asks for the last so many tokens' outputs only; ``residual`` is then theirs."""
         own: Any = self._modules
-        split = torch.split_with_sizes  # Tensor.split is Python: 2 µs more a call
         batch, tokens, _ = x.shape
         heads, kv_heads = self.num_heads, self.num_kv_heads
-        qkv = own["qkv_proj"].forward(x).view(batch, tokens, self.total_heads, self.head_dim)
-        if own["q_norm"] is None:
-            qk, v = split(qkv, (heads + kv_heads, kv_heads), 2)
-            q, k = split(functional.rotary(qk, *rope), (heads, kv_heads), 2)
+        qkv = own["qkv_proj"].forward(x, None, norm).view(batch, tokens, self.total_heads, self.head_dim)
+        if cache is not None and step is not None and own["q_norm"] is None:
+            q = cache.rotary_append(qkv, rope.cos, rope.sin, step)
         else:
-            q, k, v = split(qkv, (heads, kv_heads, kv_heads), 2)
-            q = functional.rotary(own["q_norm"].forward(q), *rope)
-            k = functional.rotary(own["k_norm"].forward(k), *rope)
+            q, k, v = torch.split_with_sizes(qkv, (heads, kv_heads, kv_heads), 2)
+            if own["q_norm"] is not None:
+                q, k = own["q_norm"].forward(q), own["k_norm"].forward(k)
+            q, k = functional.rotary(q, *rope), functional.rotary(k, *rope)
+            if cache is not None and step is not None:
+                cache.append(k, v, step)
+        if keep is not None and keep < tokens:
+            q = q[:, tokens - keep :]
         if cache is None or step is None:
             out = ops.attention(q, k, v, causal=True, window=self.window)
         else:
-            cache.append(k, v, step)
             out = cache.attend(q, step, causal=True, window=self.window)
         return own["o_proj"].forward(out.flatten(2), residual)

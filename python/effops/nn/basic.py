@@ -43,7 +43,8 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """x [...,K] · weight [N,K]ᵀ + bias, plus an optional residual [...,N] in the same pass over the output.
 
-    Runs ``packed_linear``; torch's own linear where a gradient is needed.
+    ``norm``, a module, or the gated activation (``gated``) come first in the same call. Runs ``packed_linear``;
+    torch's own operators where a gradient is needed.
     """
 
     bias: nn.Parameter | None
@@ -61,9 +62,14 @@ class Linear(nn.Module):
         self.weight = _empty(out_features, in_features, dtype=dtype, device=device)
         self.register_parameter("bias", _empty(out_features, dtype=dtype, device=device) if bias else None)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None, gated: bool = False
+    ) -> Tensor:
         own: Any = self._parameters
-        return functional.linear(x, own["weight"], own["bias"], residual)
+        if norm is None:
+            return functional.linear(x, own["weight"], own["bias"], residual, gated=gated)
+        first: Any = norm._parameters
+        return functional.linear(x, own["weight"], own["bias"], residual, first["weight"], norm.eps, gated)
 
 
 class MLP(nn.Module):
@@ -82,7 +88,8 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias=bias, dtype=dtype, device=device)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None) -> Tensor:
+        """The MLP of x, or of norm(x), plus the residual."""
         own: Any = self._modules
-        hidden = functional.silu_mul(own["gate_up_proj"].forward(x))
-        return own["down_proj"].forward(hidden, residual)
+        hidden = own["gate_up_proj"].forward(x, None, norm)
+        return own["down_proj"].forward(hidden, residual, None, True)

@@ -12,7 +12,7 @@ from effops.nn.basic import MLP, RMSNorm
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(·)); both additions happen in the output projections."""
+    """x + attention(norm(x)), then + mlp(norm(·)); norms and additions happen in the projections' own calls."""
 
     def __init__(
         self, self_attn: Attention, mlp: MLP, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
@@ -23,7 +23,17 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = input_layernorm
         self.post_attention_layernorm = post_attention_layernorm
 
-    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None, step: Step | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope,
+        cache: LayerCache | None = None,
+        step: Step | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """x [B,T,d] to [B,T,d], or to [B,keep,d]: the last ``keep`` tokens, for which the others give only keys and
+        values."""
         own: Any = self._modules
-        x = own["self_attn"].forward(own["input_layernorm"].forward(x), rope, cache, step, x)
-        return own["mlp"].forward(own["post_attention_layernorm"].forward(x), x)
+        last = x if keep is None or keep >= x.shape[1] else x[:, x.shape[1] - keep :]
+        x = own["self_attn"].forward(x, rope, cache, step, last, own["input_layernorm"], keep)
+        return own["mlp"].forward(x, x, own["post_attention_layernorm"])

@@ -23,12 +23,25 @@ def takes_torch_path(x: Tensor, *others: Tensor | None) -> bool:
     return x.requires_grad or any(t is not None and t.requires_grad for t in others)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-    """x [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]."""
-    if takes_torch_path(x, weight, bias, residual):
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    gated: bool = False,
+) -> Tensor:
+    """f(x) · weight [N,K]ᵀ + bias [N] + residual [...,N]; f is the RMSNorm with weight ``norm`` [K], the gated
+    activation of x [...,2K], or nothing."""
+    if takes_torch_path(x, weight, bias, residual, norm):
+        if norm is not None:
+            x = rms_norm(x, norm, norm_eps)
+        if gated:
+            x = silu_mul(x)
         y = F.linear(x, weight, bias)
         return y if residual is None else y + residual
-    return ops.packed_linear(x, weight, bias, residual=residual)
+    return ops.packed_linear(x, weight, bias, residual=residual, norm=norm, norm_eps=norm_eps, gated=gated)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from effops.ops.attention import append_kv, attention, merge_states, varlen_attention
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
-from effops.ops.layer import rms_norm, rotary, silu_mul
+from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 
 __all__ = [
     "PackedWeight",
@@ -13,6 +13,7 @@ __all__ = [
     "packed_linear",
     "rms_norm",
     "rotary",
+    "rotary_append",
     "silu_mul",
     "varlen_attention",
 ]

@@ -100,9 +100,7 @@ def _append_kv_fake(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slot
 
 
 @_fake("packed_linear")
-def _packed_linear_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
-) -> Tensor:
+def _packed_linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -114,6 +112,14 @@ def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offse
 @_fake("rotary")
 def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@_fake("rotary_append")
+def _rotary_append_fake(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Tensor:
+    batch, tokens, heads, dim = qkv.shape
+    return qkv.new_empty((batch, tokens, heads - 2 * k_cache.shape[2], dim))
 
 
 @_fake("silu_mul")
@@ -253,14 +259,23 @@ def _refusal(name: str) -> Callable[..., Any]:
     return kernel
 
 
-def _append_kv_versions(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    torch.autograd.graph.increment_version((k_cache, v_cache))
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        torch.ops.effops.append_kv.default(k_cache, v_cache, k, v, slots)
+def _counts_versions(name: str) -> Callable[..., Any]:
+    """The ADInplaceOrView kernel of an op that writes into its caches."""
+    op = getattr(torch.ops.effops, name).default
+    arguments = [a.name for a in op._schema.arguments]
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(arguments, args, strict=False)) | kwargs
+        torch.autograd.graph.increment_version((named["k_cache"], named["v_cache"]))
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op(*args, **kwargs)
+
+    return kernel
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "packed_linear", "rms_norm", "rotary", "silu_mul", "varlen_attention_backward",
+    "append_kv", "attention_backward", "packed_linear", "rms_norm", "rotary", "rotary_append", "silu_mul",
+    "varlen_attention_backward",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -268,4 +283,5 @@ for _name in ("attention", "varlen_attention"):
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-_library.impl("append_kv", _append_kv_versions, "ADInplaceOrView")
+for _name in ("append_kv", "rotary_append"):
+    _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from effops.ops._call import BelowADInplaceOrView, BelowAutograd, increment_version, tracks_grad
+from effops.ops._call import BelowADInplaceOrView, BelowAutograd, dispatches, increment_version, tracks_grad
 
 _attention = torch.ops.effops.attention.default
 _varlen_attention = torch.ops.effops.varlen_attention.default
@@ -69,12 +69,15 @@ def attention(  # type: ignore[misc]  # the overloads spell the options loosely
     Differentiable in q, k, v and sink_logits, through out and lse. Online softmax over key tiles as in
     FlashAttention-2 (arXiv 2307.08691); its meaning is :func:`effops.reference.attention`.
     """
-    options: dict[str, object] = {
-        "kv_lens": kv_lens, "kv_starts": kv_starts, "causal": causal, "window": window or 0, "num_sinks": num_sinks,
-        "prefix_lens": prefix_lens, "head_windows": head_windows, "sink_logits": sink_logits, "softcap": softcap,
-        "scale": scale, "max_kv_len": max_kv_len,
-    }  # fmt: skip
-    if tracks_grad(q, k, v, sink_logits):
+    options: dict[str, object] = {"kv_lens": kv_lens, "causal": causal, "max_kv_len": max_kv_len}
+    if window:  # what is off stays out: an argument costs 0.2 µs
+        options["window"] = window
+    if num_sinks or softcap or not kv_starts is prefix_lens is head_windows is sink_logits is scale is None:
+        options |= {
+            "kv_starts": kv_starts, "num_sinks": num_sinks, "prefix_lens": prefix_lens, "head_windows": head_windows,
+            "sink_logits": sink_logits, "softcap": softcap, "scale": scale,
+        }  # fmt: skip
+    if dispatches(q, k, v, sink_logits):
         out, lse = _attention(q, k, v, **options)
     else:
         with BelowAutograd():
@@ -139,7 +142,7 @@ def varlen_attention(  # type: ignore[misc]
         "prefix_lens": prefix_lens, "head_windows": head_windows, "sink_logits": sink_logits, "softcap": softcap,
         "scale": scale, "max_q_len": max_q_len, "max_kv_len": max_kv_len,
     }  # fmt: skip
-    if tracks_grad(q, k, v, sink_logits):
+    if dispatches(q, k, v, sink_logits):
         out, lse = _varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
     else:
         with BelowAutograd():
@@ -159,7 +162,7 @@ def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     Differentiable. ``out = sum_p exp(lse_p - lse) out_p``, ``lse = log sum_p exp(lse_p)`` (FlashInfer,
     arXiv 2501.01005, section 2.2).
     """
-    if tracks_grad(outs, lses):
+    if dispatches(outs, lses):
         out, lse = _merge_states(outs, lses)
     else:
         with BelowAutograd():

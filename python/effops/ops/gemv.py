@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from effops.ops._call import BelowAutograd, tracks_grad
+from effops.ops._call import BelowAutograd, dispatches
 
 _packed_linear = torch.ops.effops.packed_linear.default
 _FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -50,23 +51,41 @@ def pack_weight(w: Tensor, format: str | None = None) -> PackedWeight:
 
 
 def packed_linear(
-    x: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
+    x: Tensor,
+    weight: PackedWeight | Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    gated: bool = False,
 ) -> Tensor:
-    """``x W^T + bias + residual``, the sum rounded once on the streaming path.
+    """``f(x) W^T + bias + residual``, the sum rounded once on the streaming path.
 
-    Up to 16 rows stream the weights once at read bandwidth; more rows take torch's own GEMM (float16: the streaming
-    loop again, since torch has no fast float16 GEMM on CPUs). ``effops.explain("packed_linear", ...)`` names the path.
+    f is nothing, the RMS norm before the layer or the gated activation: with the same bits as :func:`rms_norm` and
+    :func:`silu_mul` before the call, without their calls. Up to 16 rows stream the weights once at read bandwidth; more
+    rows take torch's own GEMM (float16: the streaming loop again, since torch has no fast float16 GEMM on CPUs).
+    ``effops.explain("packed_linear", ...)`` names the path.
 
     Args:
-        x: ``[..., K]``, float32, bfloat16, float16 or float64.
+        x: ``[..., K]`` (``[..., 2K]`` if gated), float32, bfloat16, float16 or float64.
         weight: ``[N, K]``, packed or plain, x's dtype; any strides, rows contiguous for speed.
         bias: ``[N]``; residual: ``[..., N]``, added in the epilogue; x's dtype.
+        norm: ``[K]``, x's dtype: ``rms_norm(x, norm, norm_eps)`` comes first.
+        gated: ``silu_mul(x)`` comes first; excludes norm.
 
     Returns:
         ``[..., N]``, contiguous, x's dtype. No gradient: raises where one is asked for.
     """
     w = weight.data if isinstance(weight, PackedWeight) else weight
-    if tracks_grad(x, w, bias, residual):
-        return _packed_linear(x, w, bias, residual=residual)
+    options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
+    if residual is not None:
+        options["residual"] = residual
+    if norm is not None:
+        options["norm"], options["norm_eps"] = norm, norm_eps
+    if gated:
+        options["gated"] = True
+    if dispatches(x, w, bias, residual, norm):
+        return _packed_linear(x, w, bias, **options)
     with BelowAutograd():
-        return _packed_linear(x, w, bias, residual=residual)
+        return _packed_linear(x, w, bias, **options)

@@ -8,7 +8,7 @@ differentiable through autograd. Nothing here imports the rest of effops.
 from __future__ import annotations
 
 from effops.reference.attention import allowed_keys, append_kv, attention, merge_states, varlen_attention
-from effops.reference.layer import pack_weight, packed_linear, rms_norm, rotary, silu_mul
+from effops.reference.layer import pack_weight, packed_linear, rms_norm, rotary, rotary_append, silu_mul
 
 __all__ = [
     "allowed_keys",
@@ -19,6 +19,7 @@ __all__ = [
     "packed_linear",
     "rms_norm",
     "rotary",
+    "rotary_append",
     "silu_mul",
     "varlen_attention",
 ]

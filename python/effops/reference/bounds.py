@@ -14,6 +14,7 @@ inputs; what lies outside a sequence's valid keys may be anything.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -165,25 +166,40 @@ def merge_states_bound(outs: Tensor, lses: Tensor) -> tuple[Interval, Interval]:
 
 
 def packed_linear_bound(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    gated: bool = False,
 ) -> Interval:
     """``packed_linear``: sums of K products and two addends (g(K + 3)); the result is rounded (u). On torch's GEMM
-    path, which more than 16 rows take, so may be the product before its bias and their sum before the residual."""
-    u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), x.shape[-1]
-    x64, w64, b64, r64 = _wide(x), _wide(weight), _wide(bias), _wide(residual)
-    assert x64 is not None and w64 is not None
+    path, which more than 16 rows take, so may be the product before its bias and their sum before the residual.
+    The error of ``norm`` or ``gated``, rounded to the dtype, passes through the absolute weights."""
+    u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), weight.shape[-1]
+    before = Interval(x.detach().to(torch.float64), x.new_zeros((), dtype=torch.float64))
+    if norm is not None:
+        before = rms_norm_bound(x, norm, norm_eps)
+    if gated:
+        before = silu_mul_bound(x)
+    x64, w64, b64, r64 = before.value, _wide(weight), _wide(bias), _wide(residual)
+    assert w64 is not None
     product = packed_linear(x64, w64)
     biased = product if b64 is None else product + b64
     value = biased if r64 is None else biased + r64
     absolute = [None if t is None else t.abs() for t in (b64, r64)]
-    magnitude = packed_linear(x64.abs(), w64.abs(), absolute[0], residual=absolute[1])
+    largest_x = x64.abs() + before.error
+    magnitude = packed_linear(largest_x, w64.abs(), absolute[0], residual=absolute[1])
+    passed = packed_linear(before.error.expand_as(x64), w64.abs())
     sums = _chain(features + 3, w) * magnitude
     inner = torch.zeros_like(value)
-    if x.numel() > 16 * features:
-        inner += 0 if bias is None else u * (product.abs() + sums)
-        inner += 0 if residual is None else u * (biased.abs() + sums + inner)
-    largest = x64.abs().amax() + w64.abs().amax() if x.numel() and weight.numel() else 0.0
-    error = (sums + inner) * (1 + u) + u * value.abs() + FLUSH * (features * largest + 1) + _smallest(x.dtype)
+    if math.prod(x.shape[:-1]) > 16:
+        inner += 0 if bias is None else u * (product.abs() + passed + sums)
+        inner += 0 if residual is None else u * (biased.abs() + passed + sums + inner)
+    largest = largest_x.amax() + w64.abs().amax() if x.numel() and weight.numel() else 0.0
+    error = (passed + sums + inner) * (1 + u) + u * value.abs() + FLUSH * (features * largest + 1) + _smallest(x.dtype)
     return _interval(value, error, x.dtype)
 
 
@@ -209,6 +225,15 @@ def rotary_bound(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Inte
     error = torch.zeros_like(value)
     error[..., :turned] = 3 * w * magnitude * (1 + u) + u * value[..., :turned].abs() + _smallest(x.dtype)
     return _interval(value, error, x.dtype)
+
+
+def rotary_append_bound(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> tuple[Interval, Interval]:
+    """The queries and the keys of ``rotary_append`` [B,T,H,D], [B,T,G,D]: those of ``rotary``. Values are copies."""
+    kv_heads = k_cache.shape[2]
+    q, k, _ = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    return rotary_bound(q, cos, sin, positions), rotary_bound(k, cos, sin, positions)
 
 
 def silu_mul_bound(x: Tensor) -> Interval:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from effops.reference.attention import append_kv
+
 
 def _widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -20,8 +22,24 @@ def pack_weight(w: Tensor, format: str | None = None) -> Tensor:
     return w.to(formats[format])
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None) -> Tensor:
-    """x [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]. ``weight`` may also offer ``dequantize()``."""
+def packed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    gated: bool = False,
+) -> Tensor:
+    """f(x) [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]. ``weight`` may also offer ``dequantize()``.
+
+    f is ``rms_norm(x, norm, norm_eps)``, ``silu_mul(x)`` where ``gated``, or nothing.
+    """
+    if norm is not None:
+        x = rms_norm(x, norm, norm_eps)
+    if gated:
+        x = silu_mul(x)
     matrix = weight if isinstance(weight, Tensor) else weight.dequantize()
     y = _widen(x) @ matrix.to(_widen(x).dtype).mT
     if bias is not None:
@@ -47,6 +65,16 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
     c, s = (table[positions.long()][:, :, None, :].to(_widen(x).dtype) for table in (cos, sin))
     a, b = _widen(x[..., :half]), _widen(x[..., half : 2 * half])
     return torch.cat([(a * c - b * s).to(x.dtype), (b * c + a * s).to(x.dtype), x[..., 2 * half :]], -1)
+
+
+def rotary_append(
+    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Tensor:
+    """Turns the query and key heads of qkv [B,T,H+2G,D], appends keys and values, returns the queries [B,T,H,D]."""
+    kv_heads = k_cache.shape[2]
+    q, k, v = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    append_kv(k_cache, v_cache, rotary(k, cos, sin, positions), v, slots)
+    return rotary(q, cos, sin, positions)
 
 
 def silu_mul(x: Tensor) -> Tensor:

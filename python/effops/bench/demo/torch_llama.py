@@ -84,16 +84,16 @@ class TorchLlama:
             q, k, v = self._heads(linear(h, layer.qkv, layer.qkv_bias, None), layer, cos, sin)
             k_cache[:, start:end].copy_(k.transpose(0, 1))
             v_cache[:, start:end].copy_(v.transpose(0, 1))
+            if last_only and layer is self.layers[-1]:  # the other tokens give keys and values only
+                q, x, linear = q[-1:], x[-1:], LINEAR[self.forms.linear]
             # A single query needs no mask: the keys before its window are cut off.
-            first = max(0, end - layer.window) if layer.window and count == 1 else 0
+            first = max(0, end - layer.window) if layer.window and q.shape[0] == 1 else 0
             h = self.forms.attend(q, k_cache[:, first:end], v_cache[:, first:end], layer.window)
             x = linear(h, layer.out, layer.out_bias, x)
             h = F.rms_norm(x, (c.hidden_size,), layer.norm2, c.rms_norm_eps)
             gate, up = linear(h, layer.gate_up, layer.gate_up_bias, None).chunk(2, -1)
             x = linear(F.silu(gate) * up, layer.down, layer.down_bias, x)
         cache.length = end
-        if last_only:
-            x = x[-1:]
         return linear(F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps), self.head, None, None)
 
     def _heads(self, qkv: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,35 @@
+// How kernels see tensors: a pointer and strides in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace effops {
+
+struct TensorView4 {  // [batch, tokens, heads, dim]; batch stride unused when ragged
+  char* data = nullptr;
+  int64_t batch = 0, token = 0, head = 0, dim = 0;
+};
+
+struct RowView {  // [batch, tokens, heads], float32 (float64 for float64 problems)
+  char* data = nullptr;
+  int64_t batch = 0, token = 0, head = 0;
+};
+
+struct RowSpace {  // rows numbered through up to three outer dimensions: row index -> element offset
+  int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
+
+  int64_t rows() const { return size[0] * size[1] * size[2]; }
+  int64_t offset(int64_t row) const {
+    const int64_t c = row % size[2], ab = row / size[2];
+    return ab / size[1] * stride[0] + ab % size[1] * stride[1] + c * stride[2];
+  }
+};
+
+struct TokenIndices {  // int32 [batch, tokens]: positions, cache slots
+  const int32_t* data = nullptr;
+  int64_t batch = 0, token = 0;
+
+  int64_t of(int64_t b, int64_t t) const { return data[b * batch + t * token]; }
+};
+
+}  // namespace effops
