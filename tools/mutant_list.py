@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "softcap-before-scale",
         ROWS,
-        "V::set1(static_cast<C>(p.scale / p.softcap)), cap = V::set1(static_cast<C>(p.softcap));",
-        "V::set1(static_cast<C>(1 / p.softcap)), cap = V::set1(static_cast<C>(p.softcap * p.scale));",
+        "(cap * tanh(V::load(s + i))).store(s + i);",
+        "(cap * V::set1(p.scale) * tanh(V::load(s + i) * V::set1(1 / p.scale))).store(s + i);",
         "softcap with scores near the cap",
     ),
     Mutant(

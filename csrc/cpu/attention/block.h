@@ -20,7 +20,7 @@ inline void block_softmax(const C* scores, typename P::Element* p, C& m, C& l, C
   const C base = lanes[0] == kNegInf<C> ? C(0) : lanes[0];
   V sum = V::zero();
   for (int64_t j = 0; j < kTileKeys; j += W) {
-    const V x = exp(V::load(scores + j) - V::set1(base));
+    const V x = exp_of_negative(V::load(scores + j) - V::set1(base));
     sum = sum + x;
     P::store_elements(x, p + j);
   }

@@ -71,18 +71,24 @@ struct Rows {
   }
 };
 
-// scores = softcap * tanh(scores * scale / softcap), or just scores * scale. Writes whole vectors.
+// What scores are multiplied with, before the softcap where there is one.
+inline double score_factor(const AttentionProblem& p) { return p.softcap == 0 ? p.scale : p.scale / p.softcap; }
+
+// softcap * tanh(scores) of scores that score_factor was applied to; nothing without a softcap.
+// Writes whole vectors.
+template <class V>
+inline void cap_scores(const AttentionProblem& p, int64_t count, typename V::scalar* s) {
+  if (p.softcap == 0) return;
+  const V cap = V::set1(static_cast<typename V::scalar>(p.softcap));
+  for (int64_t i = 0; i < count; i += V::width) (cap * tanh(V::load(s + i))).store(s + i);
+}
+
+// Both, of plain inner products.
 template <class V>
 inline void scale_scores(const AttentionProblem& p, int64_t count, typename V::scalar* s) {
-  using C = typename V::scalar;
-  constexpr int W = V::width;
-  if (p.softcap == 0) {
-    const V scale = V::set1(static_cast<C>(p.scale));
-    for (int64_t i = 0; i < count; i += W) (V::load(s + i) * scale).store(s + i);
-  } else {
-    const V factor = V::set1(static_cast<C>(p.scale / p.softcap)), cap = V::set1(static_cast<C>(p.softcap));
-    for (int64_t i = 0; i < count; i += W) (cap * tanh(V::load(s + i) * factor)).store(s + i);
-  }
+  const V factor = V::set1(static_cast<typename V::scalar>(score_factor(p)));
+  for (int64_t i = 0; i < count; i += V::width) (V::load(s + i) * factor).store(s + i);
+  cap_scores<V>(p, count, s);
 }
 
 // -inf for the keys [first, first + keys) that the query at `position` may not see.

@@ -10,15 +10,16 @@
 
 namespace effops::cpu::EFFOPS_ISA {
 
-// scores[j][m] = <k_j, q_m>. The last vector repeats the last key.
+// scores[j][m] = factor * <k_j, q_m>. The last vector repeats the last key.
 template <class T, int MR, class P = product_of<T>, class V = vec_of<T>>
-void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, typename P::C* scores, Reader reader) {
+void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, V factor, typename P::C* scores,
+                   Reader reader) {
   constexpr int NK = kDotRows<V, MR>;
   const Ahead ahead = ahead_of_rows<T>(NK, dim, k.stride, P::kChunk, reader);
   for (int64_t j = 0; j < k.keys; j += NK) {
     const T* row[NK];
     for (int i = 0; i < NK; ++i) row[i] = k.data + std::min(j + i, k.keys - 1) * k.stride;
-    dot_rows<P, T, MR>(row, dim, ahead, q).store(scores + j * MR);
+    (dot_rows<P, T, MR>(row, dim, ahead, q) * factor).store(scores + j * MR);
   }
 }
 
@@ -119,10 +120,10 @@ void stream_softmax(StreamGroup<P>& g, int64_t keys) {
   for (int64_t i = 0; i < lanes_used; i += W) top = max(top, V::load(g.scores + i));
   top = V::template fold_max<MR>(top);
   const V base = where_less(V::set1(kNegInf<C>), top, top, V::zero());
-  const V shrink = exp(m - base);
+  const V shrink = exp_of_negative(m - base);
   l = l * shrink;
   for (int64_t i = 0; i < lanes_used; i += W) {
-    const V x = exp(V::load(g.scores + i) - base);
+    const V x = exp_of_negative(V::load(g.scores + i) - base);
     l = l + x;
     P::template store_units<MR>(x, g.p + i / P::kPack);
   }
@@ -226,8 +227,8 @@ class StreamTask {
   template <int MR>
   void score(StreamGroup<P>& g, const Visibility& see, const Tile<T>& kt, int64_t first) {
     const int64_t keys = kt.keys;
-    stream_scores<T, MR>(kt, p_.head_dim, g.q, g.scores, reader(g));
-    scale_scores<V>(p_, keys * MR, g.scores);
+    stream_scores<T, MR>(kt, p_.head_dim, g.q, V::set1(static_cast<C>(score_factor(p_))), g.scores, reader(g));
+    cap_scores<V>(p_, keys * MR, g.scores);
     for (int64_t i = keys * MR; i % W != 0; ++i) g.scores[i] = kNegInf<C>;
     if (!tile_is_full(rows_, see, g.row, g.row + g.rows, first, keys)) {
       for (int m = 0; m < MR; ++m) {
