@@ -275,4 +275,11 @@ MUTANTS = (
         "g.rows = std::min<int64_t>(left, g.mr == 8 ? 7 : g.mr);",
         "attention with eight rows a KV head",
     ),
+    Mutant(
+        "layer-forgets-its-window",
+        "csrc/ops/decoder_layer.cpp",
+        "p.window = window;",
+        "p.window = tokens > 1 ? window : 0;",
+        "decoder_layer with a window and one new token",
+    ),
 )

@@ -2,11 +2,9 @@
 #pragma once
 
 #include "common/attention_problem.h"
-#include "ops/tensor.h"
+#include "ops/layer.h"
 
 namespace effops::ops {
-
-using OptionalTensor = std::optional<Tensor>;
 
 // The options every attention op takes, resolved. Owns copies of strided index arguments.
 struct AttentionOptions {

@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def(
       "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
       "float norm_eps=1e-6, bool gated=False) -> Tensor");
+  m.def(
+      "decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, Tensor? qkv_bias, Tensor o, Tensor? o_bias, "
+      "Tensor mlp_norm, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias, Tensor cos, Tensor sin, "
+      "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, float norm_eps=1e-6, "
+      "int window=0, int? max_kv_len=None) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
   m.def(

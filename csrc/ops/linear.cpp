@@ -8,8 +8,6 @@
 namespace effops::ops {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // torch's own GEMM, the fastest path for many rows; the residual, contiguous, is added after.
 Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const LinearProblem& p) {
   using torch::stable::detail::from;
@@ -24,6 +22,8 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
   }
   return y;
 }
+
+}  // namespace
 
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor norm,
                      double norm_eps, bool gated) {
@@ -87,8 +87,6 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   cpu::kernels().linear(p, torch_threads());
   return y;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) { m.impl("packed_linear", TORCH_BOX(&packed_linear)); }
 

@@ -2,33 +2,33 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/kernels.h"
-#include "ops/tensor.h"
+#include "ops/layer.h"
 #include "ops/threads.h"
 
 namespace effops::ops {
-namespace {
 
-// The angles of x [B, T, heads, D]; the tables are made contiguous where they are not.
-Angles angles_of(const Arg& x, Tensor& cos, Tensor& sin, const Tensor& positions) {
-  Arg c(x.op, "cos", cos), s(x.op, "sin", sin);
-  c.is(type_float32(), "float32").same_device(x);
+Angles angles_of(const Arg& like, int64_t batch, int64_t tokens, int64_t dim, Tensor& cos, Tensor& sin,
+                 const Tensor& positions) {
+  Arg c(like.op, "cos", cos), s(like.op, "sin", sin);
+  c.is(type_float32(), "float32").same_device(like);
   c.rank(2, "[P, R/2]");
-  s.is(type_float32(), "float32").same_device(x);
+  s.is(type_float32(), "float32").same_device(like);
   check_shape(s, {{"P", c.size(0)}, {"R/2", c.size(1)}});
   Angles angles;
   angles.half = c.size(1);
-  EFFOPS_CHECK(2 * angles.half <= x.size(3), x.op, ": cos: expected R/2 up to D/2 = ", x.size(3) / 2, ", got shape ",
-               c.shape());
-  angles.positions = token_indices(Arg(x.op, "positions", positions), x, x.size(0), x.size(1), 0, c.size(0));
+  EFFOPS_CHECK(2 * angles.half <= dim, like.op, ": cos: expected R/2 up to D/2 = ", dim / 2, ", got shape ", c.shape());
+  angles.positions = token_indices(Arg(like.op, "positions", positions), like, batch, tokens, 0, c.size(0));
   for (auto [arg, tensor] : {std::pair(&c, &cos), std::pair(&s, &sin)}) {
     if (arg->stride(1) == 1 && arg->stride(0) == angles.half) continue;
     *tensor = torch::stable::contiguous(*tensor);
-    *arg = Arg(x.op, arg->name, *tensor);
+    *arg = Arg(like.op, arg->name, *tensor);
   }
   angles.cos = reinterpret_cast<const float*>(c.data());
   angles.sin = reinterpret_cast<const float*>(s.data());
   return angles;
 }
+
+namespace {
 
 // x with a contiguous last dimension.
 Arg with_contiguous_rows(const char* op, const char* name, Tensor& x) {
@@ -45,7 +45,7 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) {
   p.dtype = a.dtype();
   a.rank(4, "[B, T, H, D]");
   p.dim = a.size(3);
-  p.angles = angles_of(a, cos, sin, positions);
+  p.angles = angles_of(a, a.size(0), a.size(1), p.dim, cos, sin, positions);
   a = with_contiguous_rows(op, "x", x);
   for (int i = 0; i < 3; ++i) {
     p.rows.size[i] = a.size(i);
@@ -78,7 +78,7 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tenso
   vc.same_dtype(a).same_device(a);
   check_shape(vc, {{"B", p.batch}, {"L", kc.size(1)}, {"G", p.kv_heads}, {"D", p.dim}});
   p.slots = token_indices(Arg(op, "slots", slots), a, p.batch, p.tokens, -1, kc.size(1));
-  p.angles = angles_of(a, cos, sin, positions);
+  p.angles = angles_of(a, a.size(0), a.size(1), p.dim, cos, sin, positions);
   a = with_contiguous_rows(op, "qkv", qkv);
   p.x = a.data();
   p.x_batch = a.stride(0);

@@ -25,7 +25,7 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
             merge_states: ``parts, rows, head_dim``; append_kv: ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
-            rotary_append: ``rows, heads, kv_heads, head_dim``.
+            rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``.
 
     Raises:
         ValueError: an unknown op, dtype or size, or sizes that do not fit. RuntimeError: no host module.
@@ -78,6 +78,22 @@ def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1) -> str:
     return text + _REFUSED
 
 
+def _decoder_layer(*, dtype: str, width: int, inner: int, batch: int = 1, q_len: int = 1, **attention: int) -> str:
+    """Its parts, one after the other: their own lines, under their names."""
+    heads, kv_heads, dim = (attention[name] for name in ("heads", "kv_heads", "head_dim"))
+    rows = batch * q_len
+    linear = {"qkv": ((heads + 2 * kv_heads) * dim, width), "o": (width, heads * dim),
+              "gate_up": (2 * inner, width), "down": (width, inner)}  # fmt: skip
+    parts = {name: _host().explain_linear(dtype=dtype, rows=rows, n=n, k=k) for name, (n, k) in linear.items()}
+    parts["attention"] = _host().explain_attention(
+        dtype=dtype, batch=batch, q_len=q_len, kv_len=attention["kv_len"], heads=heads, kv_heads=kv_heads,
+        head_dim=dim, v_dim=dim, causal=True, window=attention.get("window", 0), num_sinks=0,
+    )  # fmt: skip
+    order = ("qkv", "attention", "o", "gate_up", "down")
+    lines = [f"{part}.{line}" for part in order for line in parts[part].splitlines()]
+    return "\n".join(["backend: cpu", f"isa: {_host().cpu_isa()}", *lines, _REFUSED])
+
+
 def _one_pass(dtype: str, loop: str, read: int, written: int, gradient: str = _REFUSED) -> str:
     """Ops that read their inputs once and write their result once; counts are elements."""
     item = _ITEM_BYTES[dtype]
@@ -126,6 +142,7 @@ def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
 _EXPLAINED: dict[str, Callable[..., str]] = {
     "attention": _attention,
     "varlen_attention": _attention,
+    "decoder_layer": _decoder_layer,
     "merge_states": _merge_states,
     "append_kv": _append_kv,
     "packed_linear": _packed_linear,

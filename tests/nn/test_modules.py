@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from effops import reference
-from effops.nn import MLP, Attention, Linear, RMSNorm, Rope, functional
+from effops.cache import DenseKVCache
+from effops.nn import MLP, Attention, DecoderLayer, Linear, RMSNorm, Rope, functional
 from torch import nn
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -116,3 +117,48 @@ def test_attention_is_its_parts(grad, window, norms):
 def test_attention_refuses_uneven_heads():
     with pytest.raises(ValueError, match=r"num_heads: expected a multiple of num_kv_heads \(3\), got 4"):
         Attention(24, 4, 3, 8)
+
+
+def decoder_layer(**options):
+    attention = Attention(24, 4, 2, 8, bias=True, window=5, **options)
+    return filled(DecoderLayer(attention, MLP(24, 20), RMSNorm(24), RMSNorm(24)))
+
+
+def steps_of(layer, *counts):
+    """The outputs of steps of so many tokens over one cache."""
+    cache, outputs = DenseKVCache(1, 2, 32, 2, 8), []
+    for i, count in enumerate(counts):
+        step = cache.plan(count)
+        x = torch.randn(2, count, 24, generator=torch.Generator().manual_seed(i))
+        outputs.append(layer(x, Rope(*rope(2, count, 8)[:2], step.positions), cache.layers[0], step))
+        cache.advance(step)
+    return outputs
+
+
+@torch.no_grad()
+def test_one_call_has_the_bits_of_the_modules(monkeypatch):
+    layer, calls = decoder_layer(), []
+    fused = DecoderLayer._weights
+    monkeypatch.setattr(DecoderLayer, "_weights", lambda self: calls.append(fused(self)) or calls[-1])
+    whole = steps_of(layer, 3, 1, 20, 1)
+    assert len(calls) == 4 and all(c is not None for c in calls)
+    monkeypatch.setattr(DecoderLayer, "_weights", lambda self: None)
+    assert all(torch.equal(a, b) for a, b in zip(whole, steps_of(layer, 3, 1, 20, 1), strict=True))
+
+
+@torch.no_grad()
+def test_replaced_parts_are_used():
+    """A layer with another module in it, or steps that the op does not have, goes through its modules."""
+
+    class Doubled(Linear):
+        def forward(self, *arguments):
+            return 2 * super().forward(*arguments)
+
+    layer = decoder_layer()
+    (plain,) = steps_of(layer, 3)
+    layer.self_attn.o_proj.__class__ = Doubled
+    assert layer._weights() is None and not torch.allclose(steps_of(layer, 3)[0], plain)
+    assert decoder_layer(qk_norm_eps=1e-5)._weights() is None
+    layer = decoder_layer()
+    layer.mlp = nn.Identity()
+    assert layer._weights() is None

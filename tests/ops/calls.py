@@ -64,10 +64,26 @@ def rotary_append() -> Arguments:
     return {"qkv": call.pop("x")} | call | caches | {"slots": int32(0, 6, 3, -1, 2, 1).view(2, 3)}
 
 
+def decoder_layer() -> Arguments:
+    """B 2, T 3, d 6, H 4, G 2, D 8, f 5, L 7."""
+    norms, biases = [normal(6, seed=s) for s in (1, 2)], [normal(n, seed=n) for n in (64, 6, 10, 6)]
+    weights = [normal(*shape, seed=sum(shape)) for shape in ((64, 6), (6, 32), (10, 6), (6, 5))]
+    call = rotary()
+    caches = {"k_cache": normal(2, 7, 2, 8, seed=3), "v_cache": normal(2, 7, 2, 8, seed=4)}
+    return {
+        "x": normal(2, 3, 6), "attention_norm": norms[0], "qkv": weights[0], "qkv_bias": biases[0], "o": weights[1],
+        "o_bias": biases[1], "mlp_norm": norms[1], "gate_up": weights[2], "gate_up_bias": biases[2],
+        "down": weights[3], "down_bias": biases[3], "cos": call["cos"], "sin": call["sin"],
+        "positions": call["positions"], **caches, "slots": int32(0, 1, 2, 4, 5, -1).view(2, 3),
+        "kv_lens": int32(3, 6), "norm_eps": 1e-5, "window": 4, "max_kv_len": 6,
+    }  # fmt: skip
+
+
 CALLS = {
     "append_kv": append_kv,
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
+    "decoder_layer": decoder_layer,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "packed_linear": packed_linear,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},

@@ -254,6 +254,24 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
         x = 4 * _Draw(dim, dtype)(rows, dim)
         return bounds.silu_mul_bound(x).worst(ops.silu_mul(x))
 
+    def layer(tokens: int) -> float:
+        """The bits of its parts."""
+        draw, table = _Draw(tokens, dtype), _Draw(1, torch.float32)(64, 16)
+        x, norm1, norm2 = draw(2, tokens, 48), draw(48), draw(48)
+        qkv, o, up, down = draw(8 * 32, 48), draw(48, 4 * 32), draw(80, 48), draw(48, 40)
+        k, v, k_parts, v_parts = (torch.zeros(2, 32, 2, 32, dtype=dtype) for _ in range(4))
+        slots = torch.arange(tokens, dtype=torch.int32).expand(2, -1)
+        lens, angles = torch.full((2,), tokens, dtype=torch.int32), (table.cos(), table.sin(), slots)
+        got = ops.decoder_layer(x, norm1, qkv, None, o, None, norm2, up, None, down, None, *angles, k, v, slots, lens)
+        heads = ops.packed_linear(x, qkv, norm=norm1).unflatten(2, (8, 32))
+        q = ops.rotary_append(heads, *angles, k_parts, v_parts, slots)
+        mixed = ops.attention(q, k_parts, v_parts, kv_lens=lens, causal=True)
+        y = ops.packed_linear(mixed.flatten(2), o, residual=x)
+        parts = ops.packed_linear(ops.packed_linear(y, up, norm=norm2), down, residual=y, gated=True)
+        return max(_equal(got, parts), _equal(k, k_parts), _equal(v, v_parts))
+
+    for tokens in (1, 20):
+        yield Case("decoder_layer", f"{tokens} tokens a sequence, the bits of its parts", partial(layer, tokens))
     for rows, dim, offset in ((1, 1, 0.0), (7, 333, 0.0), (40, 1024, 1.0), (0, 8, 0.0)):
         yield Case("rms_norm", f"{rows} rows of {dim}", partial(norm, rows, dim, offset))
     for dim, turned in ((64, 64), (80, 22), (6, 2)):

@@ -14,6 +14,10 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
         "window": 0, "num_sinks": 0,
     },
+    "decoder_layer": {
+        "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "width": None,
+        "inner": None, "window": 0,
+    },
     "merge_states": {"parts": None, "rows": None, "head_dim": None},
     "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "packed_linear": {"rows": 1, "n": None, "k": None},

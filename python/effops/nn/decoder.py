@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from effops.cache import LayerCache, Step
+from effops import ops
+from effops.cache import DenseLayer, LayerCache, Step
 from effops.nn.attention import Attention, Rope
-from effops.nn.basic import MLP, RMSNorm
+from effops.nn.basic import MLP, Linear, RMSNorm
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then + mlp(norm(·)); norms and additions happen in the projections' own calls."""
+    """x + attention(norm(x)), then + mlp(norm(·)); norms and additions happen in the projections' own calls.
+
+    Over a dense cache and without gradients the layer is one op, ``decoder_layer``, unless one of its parts was
+    replaced; the bits are the same.
+    """
 
     def __init__(
         self, self_attn: Attention, mlp: MLP, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
@@ -34,6 +40,37 @@ class DecoderLayer(nn.Module):
         """x [B,T,d] to [B,T,d], or to [B,keep,d]: the last ``keep`` tokens, for which the others give only keys and
         values."""
         own: Any = self._modules
-        last = x if keep is None or keep >= x.shape[1] else x[:, x.shape[1] - keep :]
+        if keep is None or keep >= x.shape[1]:
+            if type(cache) is DenseLayer and step is not None and not torch.is_grad_enabled():
+                weights = self._weights()
+                if weights is not None and x.dtype is not torch.float64:
+                    arguments: Any = (
+                        *weights, *rope, cache.k, cache.v, step.slots, step.kv_lens, own["input_layernorm"].eps,
+                        own["self_attn"].window or 0, step.max_kv_len,
+                    )  # fmt: skip
+                    return ops.decoder_layer(x, *arguments)
+            last = x
+        else:
+            last = x[:, x.shape[1] - keep :]
         x = own["self_attn"].forward(x, rope, cache, step, last, own["input_layernorm"], keep)
         return own["mlp"].forward(x, x, own["post_attention_layernorm"])
+
+    def _weights(self) -> tuple[Tensor | None, ...] | None:
+        """The weights in ``ops.decoder_layer``'s order; None where a part is not the plain module of this package or
+        the op has no such step."""
+        own: Any = self._modules
+        attention, mlp = own["self_attn"], own["mlp"]
+        norm1, norm2 = own["input_layernorm"], own["post_attention_layernorm"]
+        if not (type(attention) is Attention and type(mlp) is MLP and type(norm1) is RMSNorm is type(norm2)):
+            return None
+        inner, outer = attention._modules, mlp._modules
+        qkv, o, gate_up, down = inner["qkv_proj"], inner["o_proj"], outer["gate_up_proj"], outer["down_proj"]
+        if not (type(qkv) is Linear is type(o) and type(gate_up) is Linear is type(down)):
+            return None
+        if inner["q_norm"] is not None or norm1.eps != norm2.eps:
+            return None
+        q, a, g, d = qkv._parameters, o._parameters, gate_up._parameters, down._parameters
+        return (
+            norm1._parameters["weight"], q["weight"], q["bias"], a["weight"], a["bias"],
+            norm2._parameters["weight"], g["weight"], g["bias"], d["weight"], d["bias"],
+        )  # fmt: skip

@@ -1,6 +1,7 @@
 """The ops: thin functions over ``torch.ops.effops``. Their meaning is :mod:`effops.reference`."""
 
 from effops.ops.attention import append_kv, attention, merge_states, varlen_attention
+from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 
@@ -8,6 +9,7 @@ __all__ = [
     "PackedWeight",
     "append_kv",
     "attention",
+    "decoder_layer",
     "merge_states",
     "pack_weight",
     "packed_linear",

@@ -32,4 +32,6 @@ def dispatches(*tensors: Tensor | None) -> bool:
 
 def tracks_grad(*tensors: Tensor) -> bool:
     """Whether autograd, or the compiler in its place, must see this call that writes into tensors."""
-    return is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    if is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

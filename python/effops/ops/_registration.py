@@ -104,6 +104,11 @@ def _packed_linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, *
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+@_fake("decoder_layer")
+def _decoder_layer_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 @_fake("rms_norm")
 def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
     return x.new_empty(x.shape)
@@ -274,8 +279,8 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "packed_linear", "rms_norm", "rotary", "rotary_append", "silu_mul",
-    "varlen_attention_backward",
+    "append_kv", "attention_backward", "decoder_layer", "packed_linear", "rms_norm", "rotary", "rotary_append",
+    "silu_mul", "varlen_attention_backward",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -283,5 +288,5 @@ for _name in ("attention", "varlen_attention"):
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "rotary_append"):
+for _name in ("append_kv", "decoder_layer", "rotary_append"):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

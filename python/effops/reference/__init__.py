@@ -8,12 +8,21 @@ differentiable through autograd. Nothing here imports the rest of effops.
 from __future__ import annotations
 
 from effops.reference.attention import allowed_keys, append_kv, attention, merge_states, varlen_attention
-from effops.reference.layer import pack_weight, packed_linear, rms_norm, rotary, rotary_append, silu_mul
+from effops.reference.layer import (
+    decoder_layer,
+    pack_weight,
+    packed_linear,
+    rms_norm,
+    rotary,
+    rotary_append,
+    silu_mul,
+)
 
 __all__ = [
     "allowed_keys",
     "append_kv",
     "attention",
+    "decoder_layer",
     "merge_states",
     "pack_weight",
     "packed_linear",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from effops.reference.attention import append_kv
+from effops.reference.attention import append_kv, attention
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -81,3 +81,37 @@ def silu_mul(x: Tensor) -> Tensor:
     """silu(x[..., :f]) · x[..., f:] of x [...,2f]: the gated unit of a fused gate and up projection."""
     gate, up = _widen(x).chunk(2, -1)
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
+
+
+def decoder_layer(
+    x: Tensor,
+    attention_norm: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor | None,
+    o: Tensor,
+    o_bias: Tensor | None,
+    mlp_norm: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    kv_lens: Tensor,
+    norm_eps: float = 1e-6,
+    window: int = 0,
+    max_kv_len: int | None = None,
+) -> Tensor:
+    """A pre-norm decoder layer x [B,T,d] -> [B,T,d] over a dense cache [B,L,G,D], which it writes at ``slots``."""
+    heads = packed_linear(x, qkv, qkv_bias, norm=attention_norm, norm_eps=norm_eps)
+    heads = heads.unflatten(2, (-1, k_cache.shape[3]))
+    q = rotary_append(heads, cos, sin, positions, k_cache, v_cache, slots)
+    mixed = attention(q, k_cache, v_cache, kv_lens=kv_lens, causal=True, window=window, max_kv_len=max_kv_len)
+    assert isinstance(mixed, Tensor)
+    y = packed_linear(mixed.flatten(2), o, o_bias, residual=x)
+    hidden = packed_linear(y, gate_up, gate_up_bias, norm=mlp_norm, norm_eps=norm_eps)
+    return packed_linear(hidden, down, down_bias, residual=y, gated=True)

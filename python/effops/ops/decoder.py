@@ -1,0 +1,70 @@
+"""A whole decoder layer in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from effops.ops._call import BelowADInplaceOrView, increment_version, is_compiling, tracks_grad
+
+_decoder_layer = torch.ops.effops.decoder_layer.default
+
+
+def decoder_layer(
+    x: Tensor,
+    attention_norm: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor | None,
+    o: Tensor,
+    o_bias: Tensor | None,
+    mlp_norm: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    kv_lens: Tensor,
+    norm_eps: float = 1e-6,
+    window: int = 0,
+    max_kv_len: int | None = None,
+) -> Tensor:
+    """A pre-norm layer of the Llama family over a dense cache: what its ops do one after the other, with the same bits.
+
+    ::
+
+        h = packed_linear(x, qkv, qkv_bias, norm=attention_norm)
+        q = rotary_append(h, cos, sin, positions, k_cache, v_cache, slots)
+        y = packed_linear(attention(q, k_cache, v_cache, kv_lens=kv_lens, causal=True), o, o_bias, residual=x)
+        h = packed_linear(y, gate_up, gate_up_bias, norm=mlp_norm)
+        return packed_linear(h, down, down_bias, residual=y, gated=True)
+
+    One call costs as much as one of the five, which is what a decode step of a small model mostly consists of.
+
+    Args:
+        x: ``[B, T, d]``, float32, bfloat16, float16 or float64; all weights, biases and caches have its dtype.
+        qkv: ``[(H + 2G) D, d]``, rows of query, key and value heads; o: ``[d, H D]``; gate_up: ``[2f, d]``, gate rows
+            first; down: ``[d, f]``; norms: ``[d]``.
+        cos, sin: float32 ``[P, R/2]``; positions: int32 ``[B, T]``.
+        k_cache, v_cache: ``[B, L, G, D]``, written in place; slots: int32 ``[B, T]``; kv_lens: int32 ``[B]``, the new
+            tokens included. All indices are checked before anything is written.
+        window: visible keys to the left; 0: all. max_kv_len: host-side bound of ``kv_lens``.
+
+    Returns:
+        ``[B, T, d]``. No gradient: raises where one is asked for.
+    """
+    arguments = (
+        x, attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, cos, sin,
+        positions, k_cache, v_cache, slots, kv_lens, norm_eps, window, max_kv_len,
+    )  # fmt: skip
+    if is_compiling() or (torch.is_grad_enabled() and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)))):
+        return _decoder_layer(*arguments)
+    with BelowADInplaceOrView():
+        out = _decoder_layer(*arguments)
+    if not k_cache.is_inference():
+        increment_version((k_cache, v_cache))
+    return out

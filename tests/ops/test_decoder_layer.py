@@ -1,0 +1,95 @@
+"""``decoder_layer``: the bits of the ops it consists of, in every dtype, for few and many rows, and in the caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from calls import CALLS
+from effops import ops, reference
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies.layouts import LAYOUTS, memory
+from strategies.values import DTYPES, int32, normal, same_bits
+from torch import Tensor
+
+pytestmark = pytest.mark.core
+
+WIDTH, INNER, DIM, CAPACITY = 24, 20, 8, 40
+
+
+def call(
+    dtype: torch.dtype, batch: int, tokens: int, heads: int, kv_heads: int, biases: bool, window: int
+) -> dict[str, Any]:
+    """A layer over a cache that holds 5 and 6 keys before the new tokens; sequence 1 is padded on the left."""
+    shapes = {"qkv": ((heads + 2 * kv_heads) * DIM, WIDTH), "o": (WIDTH, heads * DIM), "gate_up": (2 * INNER, WIDTH),
+              "down": (WIDTH, INNER)}  # fmt: skip
+    weights = {n: normal(*shape, dtype=dtype, seed=i) / shape[1] ** 0.5 for i, (n, shape) in enumerate(shapes.items())}
+    given = {f"{n}_bias": normal(s[0], dtype=dtype, seed=9) if biases else None for n, s in shapes.items()}
+    norms = {n: normal(WIDTH, dtype=dtype, seed=len(n)) for n in ("attention_norm", "mlp_norm")}
+    padding = [0, min(2, tokens)][:batch]
+    slots = [[-1] * n + list(range(5 + b, 5 + b + tokens - n)) for b, n in enumerate(padding)]
+    places = torch.tensor(slots, dtype=torch.int32).view(batch, tokens)
+    angles = 3 * normal(50, DIM // 2, seed=7)
+    caches = {
+        n: normal(batch, CAPACITY, kv_heads, DIM, dtype=dtype, seed=i) for i, n in enumerate(("k_cache", "v_cache"))
+    }
+    return {
+        "x": normal(batch, tokens, WIDTH, dtype=dtype), **weights, **given, **norms, "cos": angles.cos(),
+        "sin": angles.sin(), "positions": places.clamp(min=0), **caches, "slots": places,
+        "kv_lens": int32(*[5 + b + tokens - n for b, n in enumerate(padding)]), "norm_eps": 1e-4, "window": window,
+        "max_kv_len": 6 + tokens,
+    }  # fmt: skip
+
+
+def by_parts(c: dict[str, Any]) -> Tensor:
+    heads = ops.packed_linear(c["x"], c["qkv"], c["qkv_bias"], norm=c["attention_norm"], norm_eps=c["norm_eps"])
+    heads = heads.unflatten(2, (-1, c["k_cache"].shape[3]))
+    caches = c["k_cache"], c["v_cache"]
+    q = ops.rotary_append(heads, c["cos"], c["sin"], c["positions"], *caches, c["slots"])
+    mixed = ops.attention(q, *caches, kv_lens=c["kv_lens"], causal=True, window=c["window"])
+    y = ops.packed_linear(mixed.flatten(2), c["o"], c["o_bias"], residual=c["x"])
+    hidden = ops.packed_linear(y, c["gate_up"], c["gate_up_bias"], norm=c["mlp_norm"], norm_eps=c["norm_eps"])
+    return ops.packed_linear(hidden, c["down"], c["down_bias"], residual=y, gated=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_has_the_bits_of_its_parts(dtype, data):
+    batch, tokens = data.draw(st.integers(0, 2)), data.draw(st.sampled_from((1, 2, 3, 7, 20)))
+    kv_heads, group = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
+    window = data.draw(st.sampled_from((0, 0, 3)))
+    c = call(DTYPES[dtype], batch, tokens, kv_heads * group, kv_heads, data.draw(st.booleans()), window)
+    places = {n: LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))] for n, x in c.items() if isinstance(x, Tensor)}
+    mine, theirs = (c | {n: place(c[n]) for n, place in places.items()} for _ in range(2))
+    torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
+    got, expected = ops.decoder_layer(**mine), by_parts(theirs)
+    assert same_bits(got, expected) and got.is_contiguous()
+    for cache in ("k_cache", "v_cache"):
+        assert torch.equal(memory(mine[cache]), memory(theirs[cache]))
+
+
+def test_agrees_with_the_reference():
+    for tokens in (1, 20):
+        mine, theirs = (call(torch.float64, 2, tokens, 4, 2, True, 0) for _ in range(2))
+        got, expected = ops.decoder_layer(**mine), reference.decoder_layer(**theirs)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mine["k_cache"], theirs["k_cache"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["positions", "slots", "kv_lens", "down", "o_bias"])
+def test_bad_arguments_write_nothing(name):
+    c = CALLS["decoder_layer"]()
+    before = [c[n].clone() for n in ("k_cache", "v_cache")]
+    bad = c[name] + 100 if c[name].dtype == torch.int32 else c[name][1:]
+    with pytest.raises(RuntimeError, match=f"decoder_layer: {name}: expected .+, got"):
+        ops.decoder_layer(**c | {name: bad})
+    assert all(same_bits(c[n], x) for n, x in zip(("k_cache", "v_cache"), before, strict=True))
+
+
+def test_autograd_knows_of_the_write():
+    c = call(torch.float32, 2, 2, 4, 2, False, 0)
+    for count, write in enumerate((ops.decoder_layer, torch.ops.effops.decoder_layer, ops.decoder_layer), 1):
+        write(**c)
+        assert c["k_cache"]._version == c["v_cache"]._version == count
