@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import torch
 pytest.importorskip("rich", reason="the demo's table needs rich")
 pytest.importorskip("matplotlib", reason="the demo's page needs matplotlib")
 
+from effops.bench.demo import sides
 from effops.bench.demo.forms import ATTENTION, Forms
 from effops.bench.demo.prompts import Prompt
 from effops.bench.demo.sides import Sides
@@ -40,14 +45,14 @@ def test_every_form_of_plain_torch_agrees_with_float64(model: Llama, form: str):
 
 def test_a_side_with_another_weight_is_a_no(model: Llama):
     prompt = Prompt("x", list(range(10, 60)))
-    sides = Sides(model, len(prompt.tokens), 16)
-    honest = judge(sides, prompt.tokens, sides.run("torch", prompt.tokens, 16), sides.run("effops", prompt.tokens, 16))
+    both = Sides(model, len(prompt.tokens), 16)
+    honest = judge(both, prompt.tokens, both.run("torch", prompt.tokens, 16), both.run("effops", prompt.tokens, 16))
     assert honest.kind in ("identical", "near-tie")
     other = Llama.from_pretrained(shipped.model_dir(), dtype=torch.float32)
     with torch.no_grad():
         other.layers[3].mlp.down_proj.weight[:, :64] *= -1
     wrong = Sides(other, len(prompt.tokens), 16).run("effops", prompt.tokens, 16)
-    assert judge(sides, prompt.tokens, sides.run("torch", prompt.tokens, 16), wrong).kind == "NO"
+    assert judge(both, prompt.tokens, both.run("torch", prompt.tokens, 16), wrong).kind == "NO"
 
 
 def test_quick_run_writes_a_page_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -67,6 +72,34 @@ def test_quick_run_writes_a_page_and_figures(tmp_path: Path, capsys: pytest.Capt
     assert not re.search(r"https?://|<script|<link", without_namespaces)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["demo.json", "index.html"]
     assert "mine.py" in capsys.readouterr().out
+
+
+def test_a_wrong_side_ends_with_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    honest = sides.generate
+
+    def wrong(model: Llama, *arguments: Any, **options: Any) -> Any:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.layers[3].mlp.down_proj.weight[:, :64] *= -1
+        return honest(other, *arguments, **options)
+
+    monkeypatch.setattr(sides, "generate", wrong)
+    assert main(["demo", "--quick", "--new-tokens", "16", "--threads", "1", "--out", str(tmp_path)]) == 1
+    result = json.loads((tmp_path / "demo.json").read_text())
+    assert any("rows are NO" in problem for problem in result["problems"])
+    assert result["problems"][0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module, extra", [("rich", "bench"), ("matplotlib", "bench"), ("tokenizers", "models")])
+def test_a_missing_extra_is_one_line(module: str, extra: str):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from effops.cli import main; sys.exit(main(['demo', '--quick']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"effops demo: effops[{extra}] is needed: pip install 'effops[{extra}]'\n"
 
 
 def test_a_model_directory_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
