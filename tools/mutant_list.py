@@ -269,11 +269,11 @@ MUTANTS = (
         "packed_linear with a norm and more than one row",
     ),
     Mutant(
-        "stream-eight-rows-lose-one",
+        "stream-masks-four-of-eight-rows",
         STREAM,
-        "g.rows = std::min<int64_t>(left, g.mr);",
-        "g.rows = std::min<int64_t>(left, g.mr == 8 ? 7 : g.mr);",
-        "attention with eight rows a KV head",
+        "for (int m = 0; m < MR; ++m) {\n        const int64_t row",
+        "for (int m = 0; m < std::min(MR, 4); ++m) {\n        const int64_t row",
+        "attention with a mask and eight rows a KV head",
     ),
     Mutant(
         "layer-forgets-its-window",
