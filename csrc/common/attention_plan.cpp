@@ -8,15 +8,15 @@ AttentionPlan plan_attention(const AttentionProblem& p) {
   AttentionPlan plan;
   const int64_t group = p.group();
   for (int64_t b = 0; b < p.batch; ++b) {
-    const Sequence s = sequence_of(p, b);
-    const int64_t rows = s.q_len * group;
+    const int64_t rows = sequence_of(p, b).q_len * group;
     const int64_t block = streams(rows) ? rows : kBlockRows;
     const int64_t split = streams(rows) ? kStreamSplit : rows <= kSplitRows ? kBlockSplit : INT64_MAX;
     for (int64_t g = 0; g < p.kv_heads; ++g) {
+      const Sequence s = sequence_of(p, b, g);
       const Visibility see = visibility_of(p, s, g);
       for (int64_t row = 0; row < rows; row += block) {
         const int64_t end = std::min(rows, row + block);
-        const int64_t tiles = TileList::of(see, s.position(row / group), s.position((end - 1) / group)).count();
+        const int64_t tiles = TileList::of(see, s.positions(row / group, (end - 1) / group)).count();
         const int64_t splits = tiles <= split ? 1 : (tiles + split - 1) / split;
         for (int64_t i = 0; i < splits; ++i) {
           const int64_t first = splits == 1 ? 0 : i * split,

@@ -23,10 +23,10 @@ inline constexpr int64_t kSerialWork = 1 << 16;  // multiplications below which 
 struct TileList {
   int64_t begin[2] = {0, 0}, end[2] = {0, 0};
 
-  static TileList of(const Visibility& see, int64_t first_position, int64_t last_position) {
+  static TileList of(const Visibility& see, Positions of_rows) {
     TileList t;
-    const int64_t lo = see.begin_at(first_position);
-    const int64_t hi = see.end_at(last_position);
+    const int64_t lo = see.begin_at(of_rows.lowest);
+    const int64_t hi = see.end_at(of_rows.highest);
     const int64_t sinks = std::min(see.sinks_end, hi);
     const bool has_sinks = see.window != 0 && sinks > see.start;
     if (has_sinks && lo > sinks) {

@@ -11,17 +11,28 @@
 
 namespace effops {
 
+// The mask of the last T keys, which are the queries' own: query i sees key j of them if bit j is set
+// (word j >> 6, bit j & 63), and stands `depths[i]` positions after the committed keys.
+struct Tree {
+  const uint64_t* ancestors = nullptr;  // [batch or 1, T, words]; null: no tree
+  const int32_t* depths = nullptr;      // [batch or 1, T]
+  int64_t words = 0, ancestors_batch = 0, depths_batch = 0;
+};
+
 struct AttentionProblem {
   DType dtype = DType::f32;
   int64_t batch = 0, heads = 0, kv_heads = 0, head_dim = 0, v_dim = 0;
-  int64_t q_len = 0, kv_capacity = 0;  // dense only
+  int64_t q_len = 0, kv_capacity = 0;  // of every sequence, where there are no offsets
 
   TensorView4 q, k, v, out;
   RowView lse;
 
   const int32_t* cu_q = nullptr;  // ragged queries and keys: offsets, batch + 1 each
   const int32_t* cu_k = nullptr;
-  const int32_t* kv_lens = nullptr;
+  const int32_t* kv_lens = nullptr;  // [batch], or [batch, kv_heads] with lens_a_head
+  bool lens_a_head = false;
+  PageTable pages;  // of k and v; their views are then [pages, page tokens, kv_heads, dim]
+  Tree tree;        // of the last q_len keys
   const int32_t* kv_starts = nullptr;
   const int32_t* prefix_lens = nullptr;
   const int32_t* head_windows = nullptr;
@@ -40,24 +51,44 @@ struct AttentionGradients {
   char* dsink = nullptr;          // [batch, heads] in the compute type; null without sink logits
 };
 
+struct Positions {
+  int64_t lowest, highest;
+};
+
 // One sequence of the batch, with the masks' origin resolved.
 struct Sequence {
   int64_t q_begin = 0, q_len = 0;  // q_begin: first token of a ragged batch
   int64_t k_begin = 0, kv_len = 0, kv_start = 0, prefix_end = 0, sinks_end = 0;
+  const uint64_t* ancestors = nullptr;  // [q_len, words]; null: no tree
+  const int32_t* depths = nullptr;
+  int64_t words = 0;
 
-  int64_t position(int64_t i) const { return kv_len - q_len + i; }
+  // The first key that only tree bits show.
+  int64_t tree_begin() const { return kv_len - q_len; }
+  int64_t position(int64_t i) const { return kv_len - q_len + (depths ? depths[i] : i); }
+  // Of queries [first, last].
+  Positions positions(int64_t first, int64_t last) const {
+    if (!depths) return {position(first), position(last)};
+    const auto [low, high] = std::minmax_element(depths + first, depths + last + 1);
+    return {kv_len - q_len + *low, kv_len - q_len + *high};
+  }
 };
 
-inline Sequence sequence_of(const AttentionProblem& p, int64_t b) {
+// What KV head g sees of sequence b.
+inline Sequence sequence_of(const AttentionProblem& p, int64_t b, int64_t g = 0) {
   Sequence s;
-  if (p.cu_q) {
-    s.q_begin = p.cu_q[b];
-    s.q_len = p.cu_q[b + 1] - p.cu_q[b];
+  s.q_begin = p.cu_q ? p.cu_q[b] : 0;
+  s.q_len = p.cu_q ? p.cu_q[b + 1] - p.cu_q[b] : p.q_len;
+  if (p.cu_k) {
     s.k_begin = p.cu_k[b];
     s.kv_len = p.cu_k[b + 1] - p.cu_k[b];
   } else {
-    s.q_len = p.q_len;
-    s.kv_len = p.kv_lens ? p.kv_lens[b] : p.kv_capacity;
+    s.kv_len = p.kv_lens ? p.kv_lens[p.lens_a_head ? b * p.kv_heads + g : b] : p.kv_capacity;
+  }
+  if (p.tree.ancestors) {
+    s.ancestors = p.tree.ancestors + b * p.tree.ancestors_batch;
+    s.depths = p.tree.depths + b * p.tree.depths_batch;
+    s.words = p.tree.words;
   }
   s.kv_start = p.kv_starts ? std::min<int64_t>(p.kv_starts[b], s.kv_len) : 0;
   s.prefix_end = p.prefix_lens ? s.kv_start + p.prefix_lens[b] : s.kv_start;
@@ -67,8 +98,9 @@ inline Sequence sequence_of(const AttentionProblem& p, int64_t b) {
 
 // The keys that the query at position p may see:
 // j in [start, len) and (not causal or j <= p or j < prefix_end) and (no window or j > p - window or j < sinks_end).
+// Keys from tree_begin on are the tree's; there the rule is that of tree_allows.
 struct Visibility {
-  int64_t start, len, window, sinks_end, prefix_end;
+  int64_t start, len, window, sinks_end, prefix_end, tree_begin;
   bool causal;
 
   bool allowed(int64_t position, int64_t j) const {
@@ -79,13 +111,22 @@ struct Visibility {
   int64_t end_at(int64_t position) const {
     return causal ? std::clamp(std::max(position + 1, prefix_end), start, len) : len;
   }
-  // First key of the windowed part.
-  int64_t begin_at(int64_t position) const { return window == 0 ? start : std::max(start, position - window + 1); }
+  // First key of the windowed part; every key of the tree is in it.
+  int64_t begin_at(int64_t position) const {
+    return window == 0 ? start : std::clamp(position - window + 1, start, std::max(start, tree_begin));
+  }
 };
 
 inline Visibility visibility_of(const AttentionProblem& p, const Sequence& s, int64_t kv_head) {
   const int64_t window = p.head_windows ? p.head_windows[kv_head] : p.window;
-  return {s.kv_start, s.kv_len, window, s.sinks_end, s.prefix_end, p.causal};
+  const int64_t tree_begin = s.ancestors ? s.tree_begin() : s.kv_len;
+  return {s.kv_start, s.kv_len, window, s.sinks_end, s.prefix_end, tree_begin, p.causal};
+}
+
+// Whether query i sees the tree's key t. The window counts from the key's position, not its slot.
+inline bool tree_allows(const Visibility& see, const Sequence& s, int64_t i, int64_t t) {
+  if (!(s.ancestors[i * s.words + (t >> 6)] >> (t & 63) & 1)) return false;
+  return see.window == 0 || s.position(t) > s.position(i) - see.window || s.position(t) < see.sinks_end;
 }
 
 }  // namespace effops

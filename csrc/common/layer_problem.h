@@ -44,7 +44,8 @@ struct RotaryAppendProblem {  // x [batch, tokens, heads + 2 * kv_heads, dim]: q
   Angles angles;
   TokenIndices slots;  // negative: not written
   char* q = nullptr;   // [batch, tokens, heads, dim], contiguous
-  TensorView4 k, v;    // caches [batch, slots, kv_heads, dim]
+  TensorView4 k, v;    // caches [batch, slots, kv_heads, dim], or pages of them
+  PageTable pages;
 };
 
 struct SiluMulProblem {

@@ -32,4 +32,25 @@ struct TokenIndices {  // int32 [batch, tokens]: positions, cache slots
   int64_t of(int64_t b, int64_t t) const { return data[b * batch + t * token]; }
 };
 
+// Where the logical tokens of a sequence lie in a paged cache: token j in row of(b, h, j) of the pages,
+// a [pages, page tokens, heads, dim] view.
+struct PageTable {
+  const int32_t* data = nullptr;  // [batch, (heads,) entries]; null: the cache is not paged
+  int64_t batch = 0, head = 0, entry = 1;
+  int64_t page = 1;  // tokens a page
+
+  bool given() const { return data != nullptr; }
+  int64_t entry_of(int64_t b, int64_t h, int64_t i) const { return data[b * batch + h * head + i * entry]; }
+  // Offset in elements of token j, head apart.
+  int64_t offset(const TensorView4& pages, int64_t b, int64_t h, int64_t j) const {
+    return entry_of(b, h, j / page) * pages.batch + j % page * pages.token;
+  }
+};
+
+// Offset in elements of token `slot` of a cache, paged or not.
+inline int64_t cache_offset(const TensorView4& cache, const PageTable& pages, int64_t b, int64_t h, int64_t slot) {
+  const int64_t token = pages.given() ? pages.offset(cache, b, h, slot) : b * cache.batch + slot * cache.token;
+  return token + h * cache.head;
+}
+
 }  // namespace effops

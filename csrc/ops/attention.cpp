@@ -9,8 +9,6 @@
 namespace effops::ops {
 namespace {
 
-char* unconst(const char* p) { return const_cast<char*>(p); }
-
 // Shapes of q, k, v; lengths; the problem's input side.
 struct Inputs {
   Arg q, k, v;
@@ -53,21 +51,6 @@ void check_lengths(const char* op, const AttentionOptions& o, int64_t capacity, 
   check_range(op, "kv_starts", o.kv_starts, 0, capacity, "L");
 }
 
-// Offsets of a ragged batch: ascending from 0, at most `rows`.
-void check_offsets(const char* op, const char* name, const Values<int32_t>& cu, int64_t rows,
-                   std::optional<int64_t> longest, const char* longest_name) {
-  EFFOPS_CHECK(cu.get()[0] == 0, op, ": ", name, ": expected offsets that begin with 0, got ", cu.get()[0]);
-  for (int64_t i = 1; i < cu.count(); ++i) {
-    const int64_t length = int64_t(cu.get()[i]) - cu.get()[i - 1];
-    EFFOPS_CHECK(length >= 0, op, ": ", name, ": expected ascending offsets, got ", cu.get()[i], " after ",
-                 cu.get()[i - 1], " at index ", i);
-    EFFOPS_CHECK(!longest || length <= *longest, op, ": ", name, ": expected lengths up to ", longest_name, " = ",
-                 *longest, ", got ", length, " at index ", i - 1);
-  }
-  EFFOPS_CHECK(cu.get()[cu.count() - 1] <= rows, op, ": ", name, ": expected offsets up to ", rows, ", got ",
-               cu.get()[cu.count() - 1]);
-}
-
 struct Ragged {
   Values<int32_t> cu_q, cu_k;
 
@@ -83,23 +66,6 @@ struct Ragged {
     in.p.cu_k = cu_k.get();
   }
 };
-
-int32_t lse_type(DType t) { return t == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(); }
-
-// Rows of a ragged batch past the last offset belong to no sequence: out 0, lse -inf.
-void clear_unowned(const Arg& out, const Arg& lse, int64_t from, DType dtype) {
-  const int64_t rows = out.size(0) - from;
-  if (rows <= 0) return;
-  std::memset(out.mutable_data() + from * out.stride(0) * size_of(dtype), 0, rows * out.stride(0) * size_of(dtype));
-  const int64_t begin = from * lse.stride(0), end = out.size(0) * lse.stride(0);
-  for (int64_t i = begin; i < end; ++i) {
-    if (dtype == DType::f64) {
-      reinterpret_cast<double*>(lse.mutable_data())[i] = -INFINITY;
-    } else {
-      reinterpret_cast<float*>(lse.mutable_data())[i] = -INFINITY;
-    }
-  }
-}
 
 std::tuple<Tensor, Tensor> attention(Tensor q, Tensor k, Tensor v, OptionalTensor kv_lens, OptionalTensor kv_starts,
                                      bool causal, int64_t window, int64_t num_sinks, OptionalTensor prefix_lens,

@@ -22,6 +22,40 @@ struct AttentionOptions {
   double softcap, scale;
 };
 
+// The ancestors and depths of a tree, [B or 1, T, W] and [B or 1, T], as the problem reads them. Owns
+// copies, and depths where none were given: the row's bits below its sequence's T, less one.
+class TreeMask {
+ public:
+  // p.batch, p.q_len and p.cu_q must stand.
+  TreeMask(const Arg& q, const Tensor& ancestors, const OptionalTensor& depths, const AttentionProblem& p);
+
+  Tree get() const { return tree_; }
+  int64_t tokens() const { return tokens_; }
+
+ private:
+  Tensor ancestors_, depths_;
+  std::vector<int32_t> counted_;
+  int64_t tokens_ = 0;
+  Tree tree_;
+};
+
+// Entries of a page table that a call will read name pages below `count`.
+void check_pages(const char* op, const char* name, const AttentionProblem& p, int64_t count);
+
+// int32 [B, entries], or [B, G, entries], of pages of `page` tokens.
+PageTable page_table_of(const Arg& table, const Arg& like, int64_t batch, int64_t kv_heads, int64_t page);
+
+// Offsets of a ragged batch: ascending from 0, at most `rows`; lengths up to `longest`.
+void check_offsets(const char* op, const char* name, const Values<int32_t>& cu, int64_t rows,
+                   std::optional<int64_t> longest, const char* longest_name);
+
+int32_t lse_type(DType t);
+
+// Rows of a ragged batch past the last offset belong to no sequence: out 0, lse -inf.
+void clear_unowned(const Arg& out, const Arg& lse, int64_t from, DType dtype);
+
+inline char* unconst(const char* p) { return const_cast<char*>(p); }
+
 TensorView4 view4(const Arg& a, char* data);  // [B, T, H, D]
 TensorView4 view3(const Arg& a, char* data);  // [N, H, D]
 RowView rows3(const Arg& a, char* data);      // [B, T, H]

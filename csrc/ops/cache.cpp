@@ -1,47 +1,133 @@
-// append_kv on the CPU.
+// append_kv and commit_kv on the CPU.
+#include "ops/cache.h"
 #include "common/append.h"
-#include "ops/tensor.h"
 
 namespace effops::ops {
+
+CacheShape cache_shape(const Arg& k, const Arg& v, const OptionalTensor& page_table, int64_t batch) {
+  const char* op = k.op;
+  k.rank(4, page_table ? "[P, page, G, D]" : "[B, L, G, D]");
+  v.same_dtype(k).same_device(k);
+  CacheShape shape;
+  shape.heads = k.size(2);
+  shape.capacity = k.size(1);
+  if (!page_table) {
+    check_shape(k, {{"B", batch}, {"L", -1}, {"G", -1}, {"D", -1}});
+    check_shape(v, {{"B", batch}, {"L", k.size(1)}, {"G", shape.heads}, {"Dv", -1}});
+    return shape;
+  }
+  check_shape(v, {{"P", k.size(0)}, {"page", k.size(1)}, {"G", shape.heads}, {"Dv", -1}});
+  const Arg table(op, "page_table", *page_table);
+  shape.pages = page_table_of(table, k, batch, shape.heads, k.size(1));
+  shape.capacity *= table.size(table.dim - 1);
+  shape.page_count = k.size(0);
+  return shape;
+}
+
+void check_slot_pages(const Arg& like, const CacheShape& cache, int64_t b, int64_t slot) {
+  if (!cache.pages.given()) return;
+  for (int64_t h = 0; h < (cache.pages.head ? cache.heads : 1); ++h) {
+    const int64_t page = cache.pages.entry_of(b, h, slot / cache.pages.page);
+    EFFOPS_CHECK(page >= 0 && page < cache.page_count, like.op, ": page_table: expected pages in [0, ",
+                 cache.page_count, "), got ", page, " at entry ", slot / cache.pages.page, " of sequence ", b);
+  }
+}
+
+TokenIndices slots_of(const Arg& slots, const Arg& like, const CacheShape& cache, int64_t batch, int64_t tokens) {
+  const TokenIndices at = token_indices(slots, like, batch, tokens, -1, cache.capacity);
+  for (int64_t b = 0; b < batch && cache.pages.given(); ++b)
+    for (int64_t t = 0; t < tokens; ++t)
+      if (at.of(b, t) >= 0) check_slot_pages(like, cache, b, at.of(b, t));
+  return at;
+}
+
 namespace {
 
-void append_rows(const Arg& cache, const Arg& rows, const TokenIndices& slots) {
+void append_rows(const Arg& cache, const CacheShape& shape, const Arg& rows, const TokenIndices& slots) {
   AppendProblem p;
-  const int64_t bytes = size_of(rows.dtype());
   p.batch = rows.size(0);
   p.tokens = rows.size(1);
   p.heads = rows.size(2);
   p.dim = rows.size(3);
-  p.bytes = bytes;
-  p.from = rows.data();
-  p.to = cache.mutable_data();
+  p.bytes = size_of(rows.dtype());
+  p.from = view4(rows, unconst(rows.data()));
+  p.to = view4(cache, cache.mutable_data());
+  p.pages = shape.pages;
   p.slots = slots;
-  for (int i = 0; i < 4; ++i) {
-    p.from_stride[i] = rows.stride(i) * bytes;
-    p.to_stride[i] = cache.stride(i) * bytes;
-  }
   append_rows(p);
 }
 
-void append_kv(Tensor k_cache, Tensor v_cache, Tensor k, Tensor v, Tensor slots) {
+void append_kv(Tensor k_cache, Tensor v_cache, Tensor k, Tensor v, Tensor slots, OptionalTensor page_table) {
   const char* op = "append_kv";
   const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache), ka(op, "k", k), va(op, "v", v);
   kc.dtype();
-  kc.rank(4, "[B, L, G, D]");
-  const int64_t batch = kc.size(0), capacity = kc.size(1), heads = kc.size(2);
-  vc.same_dtype(kc).same_device(kc);
-  check_shape(vc, {{"B", batch}, {"L", capacity}, {"G", heads}, {"Dv", -1}});
   ka.same_dtype(kc).same_device(kc);
-  check_shape(ka, {{"B", batch}, {"T", -1}, {"G", heads}, {"D", kc.size(3)}});
   va.same_dtype(kc).same_device(kc);
-  check_shape(va, {{"B", batch}, {"T", ka.size(1)}, {"G", heads}, {"Dv", vc.size(3)}});
-  const TokenIndices at = token_indices(Arg(op, "slots", slots), kc, batch, ka.size(1), -1, capacity);
-  append_rows(kc, ka, at);
-  append_rows(vc, va, at);
+  kc.rank(4, page_table ? "[P, page, G, D]" : "[B, L, G, D]");
+  const int64_t batch = page_table ? ka.rank(4, "[B, T, G, D]").size(0) : kc.size(0);
+  const CacheShape shape = cache_shape(kc, vc, page_table, batch);
+  check_shape(ka, {{"B", batch}, {"T", -1}, {"G", shape.heads}, {"D", kc.size(3)}});
+  check_shape(va, {{"B", batch}, {"T", ka.size(1)}, {"G", shape.heads}, {"Dv", vc.size(3)}});
+  const TokenIndices at = slots_of(Arg(op, "slots", slots), kc, shape, batch, ka.size(1));
+  append_rows(kc, shape, ka, at);
+  append_rows(vc, shape, va, at);
+}
+
+// Nodes int32 [B, M]: ascending, then -1 to the end; every place from starts[b] on within the cache.
+TokenIndices nodes_of(const Arg& nodes, const Arg& like, const CacheShape& cache, const Values<int32_t>& starts) {
+  const int64_t batch = starts.count(), count = nodes.size(1);
+  const TokenIndices at = token_indices(nodes, like, batch, count, -1, cache.capacity);
+  for (int64_t b = 0; b < batch; ++b) {
+    int64_t last = -1;
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t node = at.of(b, j);
+      EFFOPS_CHECK(node < 0 || (j == 0 || at.of(b, j - 1) >= 0), nodes.op,
+                   ": nodes: expected -1 to the end after the first, got ", node, " at index [", b, ", ", j, "]");
+      if (node < 0) continue;
+      EFFOPS_CHECK(node > last, nodes.op, ": nodes: expected ascending nodes, got ", node, " after ", last,
+                   " at index [", b, ", ", j, "]");
+      last = node;
+      EFFOPS_CHECK(starts.get()[b] + node < cache.capacity, nodes.op, ": nodes: expected places below ", cache.capacity,
+                   ", got ", starts.get()[b] + node, " at index [", b, ", ", j, "]");
+      check_slot_pages(like, cache, b, starts.get()[b] + node);
+      check_slot_pages(like, cache, b, starts.get()[b] + j);
+    }
+  }
+  return at;
+}
+
+void commit_kv(Tensor k_cache, Tensor v_cache, Tensor nodes, Tensor starts, OptionalTensor page_table) {
+  const char* op = "commit_kv";
+  const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache), na(op, "nodes", nodes);
+  kc.dtype();
+  kc.rank(4, page_table ? "[P, page, G, D]" : "[B, L, G, D]");
+  na.is(type_int32(), "int32").same_device(kc);
+  na.rank(2, "[B, M]");
+  const int64_t batch = page_table ? na.size(0) : kc.size(0);
+  const CacheShape shape = cache_shape(kc, vc, page_table, batch);
+  const Values<int32_t> from(op, "starts", starts, {"B", batch}, kc);
+  check_range(op, "starts", from, 0, shape.capacity, page_table ? "entries * page" : "L");
+  const TokenIndices at = nodes_of(na, kc, shape, from);
+  for (const Arg* cache : {&kc, &vc}) {
+    CommitProblem p;
+    p.batch = batch;
+    p.nodes_a_row = na.size(1);
+    p.heads = shape.heads;
+    p.dim = cache->size(3);
+    p.bytes = size_of(cache->dtype());
+    p.cache = view4(*cache, cache->mutable_data());
+    p.pages = shape.pages;
+    p.nodes = at;
+    p.starts = from.get();
+    commit_rows(p);
+  }
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) { m.impl("append_kv", TORCH_BOX(&append_kv)); }
+STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+  m.impl("append_kv", TORCH_BOX(&append_kv));
+  m.impl("commit_kv", TORCH_BOX(&commit_kv));
+}
 
 }  // namespace effops::ops

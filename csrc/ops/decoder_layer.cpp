@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
-#include "ops/attention.h"
+#include "ops/cache.h"
 #include "ops/threads.h"
 
 namespace effops::ops {
@@ -25,7 +25,8 @@ TensorView4 in_line(char* data, int64_t tokens, int64_t heads, int64_t dim) {
 Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor qkv_bias, Tensor o,
                      OptionalTensor o_bias, Tensor mlp_norm, Tensor gate_up, OptionalTensor gate_up_bias, Tensor down,
                      OptionalTensor down_bias, Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache,
-                     Tensor slots, Tensor kv_lens, double norm_eps, int64_t window, std::optional<int64_t> max_kv_len) {
+                     Tensor slots, Tensor kv_lens, double norm_eps, int64_t window, std::optional<int64_t> max_kv_len,
+                     OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths) {
   const char* op = "decoder_layer";
   const Arg a(op, "x", x), kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache), qkv_w(op, "qkv", qkv),
       up_w(op, "gate_up", gate_up);
@@ -33,9 +34,10 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
   a.rank(3, "[B, T, d]");
   const int64_t batch = a.size(0), tokens = a.size(1), width = a.size(2);
   EFFOPS_CHECK(width > 0, op, ": x: expected d >= 1, got shape ", a.shape());
-  check_weight(kc, a, {{"B", batch}, {"L", -1}, {"G", -1}, {"D", -1}});
-  const int64_t capacity = kc.size(1), kv_heads = kc.size(2), dim = kc.size(3);
-  check_weight(vc, a, {{"B", batch}, {"L", capacity}, {"G", kv_heads}, {"D", dim}});
+  kc.same_dtype(a).same_device(a);
+  const CacheShape cache = cache_shape(kc, vc, page_table, batch);
+  const int64_t capacity = cache.capacity, kv_heads = cache.heads, dim = kc.size(3);
+  check_weight(vc, a, {{page_table ? "P" : "B", -1}, {page_table ? "page" : "L", -1}, {"G", -1}, {"D", dim}});
   check_weight(qkv_w, a, {{"(H + 2G) * D", -1}, {"d", width}});
   const int64_t heads = dim > 0 ? qkv_w.size(0) / dim - 2 * kv_heads : 0;
   EFFOPS_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && (heads + 2 * kv_heads) * dim == qkv_w.size(0), op,
@@ -63,8 +65,34 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
   turn.heads = heads;
   turn.kv_heads = kv_heads;
   turn.dim = dim;
-  turn.slots = token_indices(Arg(op, "slots", slots), a, batch, tokens, -1, capacity);
+  turn.pages = cache.pages;
+  turn.slots = slots_of(Arg(op, "slots", slots), a, cache, batch, tokens);
   turn.angles = angles_of(a, batch, tokens, dim, cos, sin, positions);
+
+  AttentionProblem p;
+  p.dtype = dtype;
+  p.batch = batch;
+  p.heads = heads;
+  p.kv_heads = kv_heads;
+  p.head_dim = p.v_dim = dim;
+  p.q_len = tokens;
+  p.kv_capacity = capacity;
+  p.kv_lens = lens.get();
+  p.pages = cache.pages;
+  p.window = window;
+  p.scale = 1.0 / std::sqrt(static_cast<double>(dim));
+  EFFOPS_CHECK(ancestors || !depths, op, ": depths: expected none without ancestors, got a tensor");
+  std::optional<TreeMask> mask;
+  if (ancestors) {
+    mask.emplace(a, *ancestors, depths, p);
+    p.tree = mask->get();
+    for (int64_t b = 0; b < batch; ++b)
+      EFFOPS_CHECK(lens.get()[b] == 0 || lens.get()[b] >= tokens, op,
+                   ": kv_lens: expected 0 or at least the tree's T = ", tokens, ", got ", lens.get()[b],
+                   " for sequence ", b);
+  }
+  p.causal = !ancestors;
+  if (p.pages.given()) check_pages(op, "page_table", p, cache.page_count);
 
   const Tensor projected = packed_linear(x, qkv, qkv_bias, {}, attention_norm, norm_eps, false);
   Tensor q = empty({batch, tokens, heads, dim}, a.type, a);
@@ -82,23 +110,11 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
 
   Tensor mixed = empty({batch, tokens, heads * dim}, a.type, a);
   Tensor lse = empty({batch, tokens, heads}, dtype == DType::f64 ? type_of(DType::f64) : type_float32(), a);
-  AttentionProblem p;
-  p.dtype = dtype;
-  p.batch = batch;
-  p.heads = heads;
-  p.kv_heads = kv_heads;
-  p.head_dim = p.v_dim = dim;
-  p.q_len = tokens;
-  p.kv_capacity = capacity;
   p.q = in_line(turn.q, tokens, heads, dim);
   p.k = turn.k;
   p.v = turn.v;
   p.out = in_line(Arg(op, "out", mixed).mutable_data(), tokens, heads, dim);
   p.lse = {Arg(op, "lse", lse).mutable_data(), tokens * heads, heads, 1};
-  p.kv_lens = lens.get();
-  p.causal = true;
-  p.window = window;
-  p.scale = 1.0 / std::sqrt(static_cast<double>(dim));
   cpu::kernels().attention(p, torch_threads());
 
   const Tensor attended = packed_linear(mixed, o, o_bias, x, {}, 0, false);

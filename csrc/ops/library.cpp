@@ -19,7 +19,21 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, Tensor? kv_starts=None, " EFFOPS_MASKS
       ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
-  m.def("append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor kv_lens, *, "
+      "Tensor? cu_seqlens_q=None, Tensor? kv_starts=None, " EFFOPS_MASKS
+      ", int? max_q_len=None, int? max_kv_len=None) -> (Tensor, Tensor)");
+  m.def(
+      "tree_attention(Tensor q, Tensor k, Tensor v, Tensor ancestors, *, Tensor? depths=None, Tensor? kv_lens=None, "
+      "Tensor? page_table=None, Tensor? cu_seqlens_q=None, Tensor? kv_starts=None, int window=0, int num_sinks=0, "
+      "Tensor? head_windows=None, Tensor? sink_logits=None, float softcap=0.0, float? scale=None, "
+      "int? max_q_len=None, int? max_kv_len=None) -> (Tensor, Tensor)");
+  m.def(
+      "append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots, *, "
+      "Tensor? page_table=None) -> ()");
+  m.def(
+      "commit_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor nodes, Tensor starts, *, "
+      "Tensor? page_table=None) -> ()");
   m.def(
       "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
       "float norm_eps=1e-6, bool gated=False) -> Tensor");
@@ -27,11 +41,12 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, Tensor? qkv_bias, Tensor o, Tensor? o_bias, "
       "Tensor mlp_norm, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias, Tensor cos, Tensor sin, "
       "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, float norm_eps=1e-6, "
-      "int window=0, int? max_kv_len=None) -> Tensor");
+      "int window=0, int? max_kv_len=None, *, Tensor? page_table=None, Tensor? ancestors=None, "
+      "Tensor? depths=None) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
   m.def(
       "rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-      "Tensor slots) -> Tensor");
+      "Tensor slots, *, Tensor? page_table=None) -> Tensor");
   m.def("silu_mul(Tensor x) -> Tensor");
 }

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/kernels.h"
-#include "ops/layer.h"
+#include "ops/cache.h"
 #include "ops/threads.h"
 
 namespace effops::ops {
@@ -58,8 +58,8 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) {
   return y;
 }
 
-Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache,
-                     Tensor slots) {
+Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache, Tensor slots,
+                     OptionalTensor page_table) {
   const char* op = "rotary_append";
   Arg a(op, "qkv", qkv);
   const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache);
@@ -70,14 +70,15 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tenso
   p.tokens = a.size(1);
   p.dim = a.size(3);
   kc.same_dtype(a).same_device(a);
-  check_shape(kc, {{"B", p.batch}, {"L", -1}, {"G", -1}, {"D", p.dim}});
-  p.kv_heads = kc.size(2);
+  const CacheShape cache = cache_shape(kc, vc, page_table, p.batch);
+  check_shape(kc, {{page_table ? "P" : "B", -1}, {page_table ? "page" : "L", -1}, {"G", -1}, {"D", p.dim}});
+  check_shape(vc, {{page_table ? "P" : "B", -1}, {page_table ? "page" : "L", -1}, {"G", -1}, {"D", p.dim}});
+  p.kv_heads = cache.heads;
   p.heads = a.size(2) - 2 * p.kv_heads;
   EFFOPS_CHECK(p.heads >= 0, op, ": k_cache: expected G up to ", a.size(2) / 2, " for qkv ", a.shape(), ", got shape ",
                kc.shape());
-  vc.same_dtype(a).same_device(a);
-  check_shape(vc, {{"B", p.batch}, {"L", kc.size(1)}, {"G", p.kv_heads}, {"D", p.dim}});
-  p.slots = token_indices(Arg(op, "slots", slots), a, p.batch, p.tokens, -1, kc.size(1));
+  p.pages = cache.pages;
+  p.slots = slots_of(Arg(op, "slots", slots), a, cache, p.batch, p.tokens);
   p.angles = angles_of(a, a.size(0), a.size(1), p.dim, cos, sin, positions);
   a = with_contiguous_rows(op, "qkv", qkv);
   p.x = a.data();

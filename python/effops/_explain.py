@@ -7,8 +7,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+_LIKE_ATTENTION = ("paged_attention", "tree_attention")
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _DIFFERENTIABLE = "gradient: tiled recompute in the compute type, through out and lse"
+_NO_GRADIENT = "gradient: none, the op raises where an input requires grad"
 _REFUSED = (
     "gradient: none, the op raises where an input requires grad; "
     "effops.nn takes torch's own operators there (and for float64)"
@@ -23,7 +25,9 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
-            merge_states: ``parts, rows, head_dim``; append_kv: ``batch, q_len, kv_heads, head_dim, v_dim``;
+            paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
+            head_dim, v_dim, window, num_sinks``; merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
+            ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``.
 
@@ -34,14 +38,15 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         raise ValueError(f"explain: op: expected one of {', '.join(_EXPLAINED)}, got {op!r}")
     if dtype not in _ITEM_BYTES:
         raise ValueError(f"explain: dtype: expected one of {', '.join(_ITEM_BYTES)}, got {dtype!r}")
-    try:
-        inspect.signature(_EXPLAINED[op]).bind(dtype=dtype, **sizes)
-    except TypeError as error:
-        raise ValueError(f"explain: {op}: {error}") from None
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 0:
             raise ValueError(f"explain: {name}: expected an integer of 0 or more, got {size!r}")
-    return f"op: {op}\ndtype: {dtype}\n" + _EXPLAINED[op](dtype=dtype, **sizes)
+    named = {name: size for name, size in sizes.items() if (op, name) != ("paged_attention", "page")}
+    try:
+        inspect.signature(_attention if op in _LIKE_ATTENTION else _EXPLAINED[op]).bind(dtype=dtype, **named)
+    except TypeError as error:
+        raise ValueError(f"explain: {op}: {error}") from None
+    return f"op: {op}\ndtype: {dtype}\n{_EXPLAINED[op](dtype=dtype, **sizes)}"
 
 
 def _host() -> ModuleType:
@@ -71,6 +76,17 @@ def _attention(
         v_dim=v_dim or head_dim, causal=causal, window=window, num_sinks=num_sinks,
     )  # fmt: skip
     return text + _DIFFERENTIABLE
+
+
+def _paged_attention(*, dtype: str, page: int = 16, **sizes: Any) -> str:
+    lines = _attention(dtype=dtype, **sizes).removesuffix(_DIFFERENTIABLE)
+    return f"{lines}tile_rows: in place, through a list of pointers, over pages of {page} tokens\n{_NO_GRADIENT}"
+
+
+def _tree_attention(*, dtype: str, **sizes: Any) -> str:
+    lines = _attention(dtype=dtype, **sizes).removesuffix(_DIFFERENTIABLE)
+    nodes = sizes.get("q_len", 1)
+    return f"{lines}mask: {nodes} x {nodes} bits, read for the last {nodes} keys only\n{_NO_GRADIENT}"
 
 
 def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1) -> str:
@@ -116,8 +132,8 @@ def _merge_states(*, dtype: str, parts: int, rows: int, head_dim: int) -> str:
 
 def _append_kv(*, dtype: str, kv_heads: int, head_dim: int, batch: int = 1, q_len: int = 1, v_dim: int = 0) -> str:
     elements = batch * q_len * kv_heads * (head_dim + (v_dim or head_dim))
-    gradient = "gradient: none, the op raises where an input requires grad"
-    return _one_pass(dtype, f"one copy for each of {batch * q_len} tokens, in place", elements, elements, gradient)
+    loop = f"one copy for each of {batch * q_len} tokens, in place"
+    return _one_pass(dtype, loop, elements, elements, _NO_GRADIENT)
 
 
 def _rms_norm(*, dtype: str, dim: int, rows: int = 1) -> str:
@@ -145,6 +161,9 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "decoder_layer": _decoder_layer,
     "merge_states": _merge_states,
     "append_kv": _append_kv,
+    "commit_kv": _append_kv,
+    "paged_attention": _paged_attention,
+    "tree_attention": _tree_attention,
     "packed_linear": _packed_linear,
     "rms_norm": _rms_norm,
     "rotary": _rotary,

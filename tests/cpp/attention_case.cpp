@@ -27,7 +27,8 @@ std::string AttentionCase::text() const {
     << " Dv " << v_dim << " lens " << text_of(lens) << " starts " << text_of(starts) << " prefixes "
     << text_of(prefixes) << " head_windows " << text_of(head_windows) << " cu_q " << text_of(cu_q) << " cu_k "
     << text_of(cu_k) << " causal " << causal << " window " << window << " sinks " << sinks << " sink_logits "
-    << sink_logits << " softcap " << softcap << " layouts " << int(q) << int(kv) << int(out);
+    << sink_logits << " softcap " << softcap << " page " << page << " tree " << tree << " layouts " << int(q) << int(kv)
+    << int(out);
   return o.str();
 }
 
@@ -84,8 +85,25 @@ AttentionData::AttentionData(const AttentionCase& c, DType dtype, uint32_t seed)
   const bool ragged = !c.cu_q.empty();
   const int64_t batch = ragged ? 1 : c.batch;
   q = Tensor(dtype, {batch, c.q_len, c.heads, c.head_dim}, c.q);
-  k = Tensor(dtype, {batch, c.capacity, c.kv_heads, c.head_dim}, c.kv);
-  v = Tensor(dtype, {batch, c.capacity, c.kv_heads, c.v_dim}, c.kv);
+  const int64_t entries = c.page ? (c.capacity + c.page - 1) / c.page : 0;
+  if (c.page) {  // pages lie in reverse order, every other one unused
+    std::vector<int32_t> table;
+    for (int64_t i = 0; i < batch * entries; ++i) table.push_back(static_cast<int32_t>(2 * (batch * entries - i) - 1));
+    table_ = List<int32_t>(table);
+  }
+  const int64_t k_rows = c.page ? 2 * batch * entries : batch, k_tokens = c.page ? c.page : c.capacity;
+  k = Tensor(dtype, {k_rows, k_tokens, c.kv_heads, c.head_dim}, c.kv);
+  v = Tensor(dtype, {k_rows, k_tokens, c.kv_heads, c.v_dim}, c.kv);
+  const int64_t words = (c.q_len + 63) / 64;
+  if (c.tree) {
+    std::vector<uint64_t> bits;
+    for (int64_t i = 0; i < batch * c.q_len * words; ++i)
+      bits.push_back(uint64_t(random.between(0, 0x7fffffff)) << 33 ^ uint64_t(random.between(0, 0x7fffffff)) << 11);
+    ancestors_ = List<uint64_t>(bits);
+    std::vector<int32_t> depths;
+    for (int64_t i = 0; i < batch * c.q_len; ++i) depths.push_back(static_cast<int32_t>(random.between(-1, c.q_len)));
+    depths_ = List<int32_t>(depths);
+  }
   out = Tensor(dtype, {batch, c.q_len, c.heads, c.v_dim}, c.out);
   lse = Tensor(compute_type(dtype), {batch, c.q_len, c.heads, 1}, c.out);
   if (c.sink_logits) sink_logits_ = List<float>(random_logits(c.heads, random));
@@ -116,6 +134,8 @@ AttentionData::AttentionData(const AttentionCase& c, DType dtype, uint32_t seed)
   p.window = c.window;
   p.num_sinks = c.sinks;
   p.causal = c.causal;
+  if (c.page) p.pages = {table_.get(), entries, 0, 1, c.page};
+  if (c.tree) p.tree = {ancestors_.get(), depths_.get(), words, c.q_len * words, c.q_len};
 
   for (int64_t s = 0; s < c.batch; ++s) {  // only what the op may read becomes a number
     const int64_t b = ragged ? 0 : s;
@@ -127,8 +147,9 @@ AttentionData::AttentionData(const AttentionCase& c, DType dtype, uint32_t seed)
         for (int64_t d = 0; d < c.head_dim; ++d) q.set(b, t, h, d, random.value());
     for (int64_t j = first_k + (c.starts.empty() ? 0 : c.starts[s]); j < first_k + len; ++j)
       for (int64_t g = 0; g < c.kv_heads; ++g) {
-        for (int64_t d = 0; d < c.head_dim; ++d) k.set(b, j, g, d, random.value());
-        for (int64_t d = 0; d < c.v_dim; ++d) v.set(b, j, g, d, random.value());
+        const Place at = place(b, j);
+        for (int64_t d = 0; d < c.head_dim; ++d) k.set(at.b, at.j, g, d, random.value());
+        for (int64_t d = 0; d < c.v_dim; ++d) v.set(at.b, at.j, g, d, random.value());
       }
   }
   for (Tensor* t : {&q, &k, &v}) t->freeze();
@@ -147,7 +168,8 @@ void AttentionData::for_each_row(F&& body) const {
     const int64_t first = ragged ? case_.cu_q[s] : 0, end = ragged ? case_.cu_q[s + 1] : case_.q_len;
     for (row.t = first; row.t < end; ++row.t)
       for (row.h = 0; row.h < case_.heads; ++row.h) {
-        row.position = row.kv_len - (end - first) + (row.t - first);
+        const int64_t ahead = case_.tree ? problem.tree.depths[s * case_.q_len + row.t] : row.t - first;
+        row.position = row.kv_len - (end - first) + ahead;
         body(row);
       }
   }
@@ -155,8 +177,16 @@ void AttentionData::for_each_row(F&& body) const {
 
 // Positions, window, sinks and prefix count from kv_start; j is a key of the sequence.
 bool AttentionData::allowed(const Row& row, int64_t j) const {
-  const int64_t key = j - row.kv_start, position = row.position - row.kv_start;
-  if (key < 0) return false;
+  const int64_t tree_key = case_.tree ? j - (row.kv_len - case_.q_len) : -1;
+  if (j < row.kv_start) return false;
+  int64_t key = j - row.kv_start;
+  const int64_t position = row.position - row.kv_start;
+  if (tree_key >= 0) {
+    const Tree& t = problem.tree;
+    const uint64_t word = t.ancestors[(row.sequence * case_.q_len + row.t) * t.words + tree_key / 64];
+    if (!(word >> (tree_key % 64) & 1)) return false;
+    key = row.kv_len - case_.q_len + t.depths[row.sequence * case_.q_len + tree_key] - row.kv_start;
+  }
   const int64_t prefix = case_.prefixes.empty() ? 0 : case_.prefixes[row.sequence];
   if (case_.causal && key > position && key >= prefix) return false;
   const int64_t head = row.h / (case_.heads / case_.kv_heads);
@@ -164,11 +194,16 @@ bool AttentionData::allowed(const Row& row, int64_t j) const {
   return window == 0 || key > position - window || key < case_.sinks;
 }
 
+AttentionData::Place AttentionData::place(int64_t b, int64_t j) const {
+  if (!case_.page) return {b, j};
+  return {problem.pages.data[b * problem.pages.batch + j / case_.page], j % case_.page};
+}
+
 double AttentionData::product(const Row& row, int64_t j) const {
   double sum = 0;
   const int64_t g = row.h / (case_.heads / case_.kv_heads);
-  for (int64_t d = 0; d < case_.head_dim; ++d)
-    sum += q.get(row.b, row.t, row.h, d) * k.get(row.b, row.first_key + j, g, d);
+  const Place at = place(row.b, row.first_key + j);
+  for (int64_t d = 0; d < case_.head_dim; ++d) sum += q.get(row.b, row.t, row.h, d) * k.get(at.b, at.j, g, d);
   return sum;
 }
 
@@ -195,8 +230,8 @@ AttentionReference AttentionData::forward() const {
     for (int64_t j = 0; j < row.kv_len; ++j) {
       if (scores[j] == -INFINITY) continue;  // also 0 * NaN
       const double weight = std::exp(scores[j] - top) / total;
-      for (int64_t d = 0; d < case_.v_dim; ++d)
-        r.out[at * case_.v_dim + d] += weight * v.get(row.b, row.first_key + j, g, d);
+      const Place key = place(row.b, row.first_key + j);
+      for (int64_t d = 0; d < case_.v_dim; ++d) r.out[at * case_.v_dim + d] += weight * v.get(key.b, key.j, g, d);
     }
     r.lse[at] = top + std::log(total);
   });

@@ -17,6 +17,8 @@ struct AttentionCase {
   bool causal = false, sink_logits = false;
   int64_t window = 0, sinks = 0;
   double softcap = 0;
+  int64_t page = 0;   // tokens a page; 0: dense
+  bool tree = false;  // the last q_len keys are under random masks, and queries at random depths
   Layout q = Layout::contiguous, kv = Layout::contiguous, out = Layout::contiguous;
 
   std::string text() const;  // for messages
@@ -52,11 +54,16 @@ class AttentionData {
   template <class F>
   void for_each_row(F&& body) const;
   bool allowed(const Row& row, int64_t j) const;
+  struct Place {
+    int64_t b, j;
+  };
+  Place place(int64_t b, int64_t j) const;  // of a key in the memory of k and v
   double product(const Row& row, int64_t j) const;
   double score(double product) const;
 
   AttentionCase case_;
-  List<int32_t> lens_, starts_, prefixes_, head_windows_, cu_q_, cu_k_;
+  List<int32_t> lens_, starts_, prefixes_, head_windows_, cu_q_, cu_k_, table_, depths_;
+  List<uint64_t> ancestors_;
   List<float> sink_logits_;
 };
 

@@ -103,6 +103,42 @@ TEST(attention_blocks) {
   check_attention({.q_len = 300, .capacity = 300, .heads = 2, .head_dim = 4, .v_dim = 4, .causal = true, .window = 70});
 }
 
+TEST(attention_pages) {
+  for (int64_t q_len : {1, 3, 20})
+    for (int64_t page : {1, 5, 16, 64, 200})
+      for (Layout kv : {Layout::swapped, Layout::strided})
+        check_attention({.batch = 2,
+                         .q_len = q_len,
+                         .capacity = 200,
+                         .heads = 4,
+                         .kv_heads = 2,
+                         .head_dim = 33,
+                         .v_dim = 16,
+                         .lens = {200, 131},
+                         .starts = {3, 70},
+                         .causal = true,
+                         .page = page,
+                         .kv = kv});
+}
+
+TEST(attention_trees) {
+  for (int64_t q_len : {1, 4, 13, 70})
+    for (int64_t page : {0, 16})
+      for (int64_t window : {0, 5, 90})
+        check_attention({.batch = 2,
+                         .q_len = q_len,
+                         .capacity = 210,
+                         .heads = 2,
+                         .head_dim = 16,
+                         .v_dim = 9,
+                         .lens = {210, static_cast<int32_t>(q_len)},
+                         .starts = {20, 1},
+                         .window = window,
+                         .sinks = window ? 3 : 0,
+                         .page = page,
+                         .tree = true});
+}
+
 TEST(attention_masks) {
   for (int64_t q_len : {1, 5, 40})
     for (int64_t sinks : {0, 1, 4, 64, 66})

@@ -43,7 +43,7 @@ void check_tiles(const AttentionProblem& p, int64_t b, int64_t g, int64_t row_be
   const Sequence s = sequence_of(p, b);
   const Visibility see = visibility_of(p, s, g);
   const int64_t first_position = s.position(row_begin / p.group()), last = s.position((row_end - 1) / p.group());
-  const TileList list = TileList::of(see, first_position, last);
+  const TileList list = TileList::of(see, {first_position, last});
   CHECK(tiles == list.count(), tiles, " tiles for ", list.count());
   std::vector<int> times(s.kv_len);
   for (int64_t i = 0; i < tiles; ++i) {

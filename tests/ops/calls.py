@@ -38,11 +38,38 @@ def backward(name: str, call: Arguments) -> Arguments:
     return gradients | options | {"out": out, "lse": lse}
 
 
+def paged_attention() -> Arguments:
+    """B 2, N 6, pages of 4 tokens."""
+    call = attention()
+    for name in ("k", "v"):
+        call[f"{name}_pages"] = torch.nn.functional.pad(call.pop(name), (0, 0, 0, 0, 0, 3)).reshape(6, 4, 2, -1)
+    table = int32(0, 1, 2, 3, 4, 5).view(2, 3)
+    ragged = {"cu_seqlens_q": int32(0, 4, 6), "max_q_len": 4, "q": call["q"].flatten(0, 1)}
+    return call | ragged | {"page_table": table, "max_kv_len": 10}
+
+
+def tree_attention() -> Arguments:
+    """The same with trees of 4 and 2 nodes."""
+    call = paged_attention()
+    for name in ("causal", "prefix_lens"):
+        del call[name]
+    call["k"], call["v"] = call.pop("k_pages"), call.pop("v_pages")
+    bits = torch.tensor([[1, 3, 5, 11], [1, 3, 3, 3]]).view(2, 4, 1)
+    return call | {"ancestors": bits, "depths": int32(0, 1, 1, 2, 0, 1, 0, 0).view(2, 4)}
+
+
 def append_kv() -> Arguments:
+    """Pages of 4 tokens, two a sequence."""
     return {
-        "k_cache": normal(2, 7, 3, 8), "v_cache": normal(2, 7, 3, 6, seed=1),
+        "k_cache": normal(4, 4, 3, 8), "v_cache": normal(4, 4, 3, 6, seed=1),
         "k": normal(2, 2, 3, 8, seed=2), "v": normal(2, 2, 3, 6, seed=3), "slots": int32(0, 6, 3, -1).view(2, 2),
+        "page_table": int32(2, 0, 1, 3).view(2, 2),
     }  # fmt: skip
+
+
+def commit_kv() -> Arguments:
+    call = {name: x for name, x in append_kv().items() if name in ("k_cache", "v_cache", "page_table")}
+    return call | {"nodes": int32(0, 2, 3, 1, 3, -1).view(2, 3), "starts": int32(3, 4)}
 
 
 def packed_linear(rows: int = 3) -> Arguments:
@@ -60,22 +87,25 @@ def rotary() -> Arguments:
 def rotary_append() -> Arguments:
     """H 2, G 1."""
     call = rotary()
-    caches = {"k_cache": normal(2, 7, 1, 8, seed=1), "v_cache": normal(2, 7, 1, 8, seed=2)}
-    return {"qkv": call.pop("x")} | call | caches | {"slots": int32(0, 6, 3, -1, 2, 1).view(2, 3)}
+    caches = {"k_cache": normal(4, 4, 1, 8, seed=1), "v_cache": normal(4, 4, 1, 8, seed=2)}
+    paged = {"slots": int32(0, 6, 3, -1, 2, 1).view(2, 3), "page_table": int32(2, 0, 1, 3).view(2, 2)}
+    return {"qkv": call.pop("x")} | call | caches | paged
 
 
 def decoder_layer() -> Arguments:
-    """B 2, T 3, d 6, H 4, G 2, D 8, f 5, L 7."""
+    """B 2, T 3, d 6, H 4, G 2, D 8, f 5, pages of 4 tokens, trees of three nodes."""
     norms, biases = [normal(6, seed=s) for s in (1, 2)], [normal(n, seed=n) for n in (64, 6, 10, 6)]
     weights = [normal(*shape, seed=sum(shape)) for shape in ((64, 6), (6, 32), (10, 6), (6, 5))]
     call = rotary()
-    caches = {"k_cache": normal(2, 7, 2, 8, seed=3), "v_cache": normal(2, 7, 2, 8, seed=4)}
+    caches = {"k_cache": normal(4, 4, 2, 8, seed=3), "v_cache": normal(4, 4, 2, 8, seed=4)}
+    bits = torch.tensor([[1, 3, 5], [1, 3, 7]]).view(2, 3, 1)
     return {
         "x": normal(2, 3, 6), "attention_norm": norms[0], "qkv": weights[0], "qkv_bias": biases[0], "o": weights[1],
         "o_bias": biases[1], "mlp_norm": norms[1], "gate_up": weights[2], "gate_up_bias": biases[2],
         "down": weights[3], "down_bias": biases[3], "cos": call["cos"], "sin": call["sin"],
         "positions": call["positions"], **caches, "slots": int32(0, 1, 2, 4, 5, -1).view(2, 3),
         "kv_lens": int32(3, 6), "norm_eps": 1e-5, "window": 4, "max_kv_len": 6,
+        "page_table": int32(2, 0, 1, 3).view(2, 2), "ancestors": bits, "depths": int32(0, 1, 1, 0, 1, 2).view(2, 3),
     }  # fmt: skip
 
 
@@ -83,12 +113,15 @@ CALLS = {
     "append_kv": append_kv,
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
+    "commit_kv": commit_kv,
     "decoder_layer": decoder_layer,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "packed_linear": packed_linear,
+    "paged_attention": paged_attention,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
     "rotary": rotary,
     "rotary_append": rotary_append,
+    "tree_attention": tree_attention,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),

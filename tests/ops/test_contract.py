@@ -24,7 +24,10 @@ each_argument = pytest.mark.parametrize("op, name", ARGUMENTS)
 FREE = {
     ("attention", "q", 1), ("attention", "v", 3), ("varlen_attention", "q", 0), ("varlen_attention", "v", 2),
     ("merge_states", "outs", 3), ("rms_norm", "x", 0), ("rms_norm", "x", 1), ("rotary", "x", 2), ("rotary", "x", 3),
-    ("rotary_append", "qkv", 2),
+    ("rotary_append", "qkv", 2), ("paged_attention", "q", 0), ("paged_attention", "v_pages", 3),
+    ("tree_attention", "q", 0), ("tree_attention", "v", 3), ("paged_attention", "page_table", 1),
+    ("append_kv", "page_table", 1), ("commit_kv", "page_table", 1), ("rotary_append", "page_table", 1),
+    ("decoder_layer", "page_table", 1), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1),
 }  # fmt: skip
 ANY_RANK = {("rms_norm", "x"), ("silu_mul", "x")}
@@ -55,7 +58,7 @@ def test_every_op_and_argument_has_its_call():
 def test_wrong_dtype(op, name):
     call = CALLS[name_of(op)]()
     if not call[name].is_floating_point():
-        wrong = [torch.int64, torch.int16, torch.float32]
+        wrong = [t for t in (torch.int64, torch.int32, torch.int16, torch.float32) if t != call[name].dtype]
     elif name in (tensor_arguments(op)[0], "q"):  # sets the dtype of others
         wrong = [torch.int64, torch.complex64, torch.bool]
     else:
@@ -147,19 +150,38 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("varlen_attention", "cu_seqlens_k", int32(0, 8, 19), "expected .+, got 1[19]"),
     ("varlen_attention", "max_q_len", 3, "expected lengths up to max_q_len = 3, got 4 at index 0"),
     ("varlen_attention", "kv_starts", int32(-1, 0), "expected values in .+, got -1 at index 0"),
-    ("append_kv", "slots", int32(0, 1, 2, 7).view(2, 2), r"expected values in \[-1, 7\), got 7 at index \[1, 1\]"),
-    ("append_kv", "slots", int32(-2, 1, 2, 3).view(2, 2), r"expected values in \[-1, 7\), got -2 at index \[0, 0\]"),
+    ("append_kv", "slots", int32(0, 1, 2, 8).view(2, 2), r"expected values in \[-1, 8\), got 8 at index \[1, 1\]"),
+    ("append_kv", "slots", int32(-2, 1, 2, 3).view(2, 2), r"expected values in \[-1, 8\), got -2 at index \[0, 0\]"),
+    ("append_kv", "page_table", int32(2, 4, 1, 3).view(2, 2), r"expected pages in \[0, 4\), got 4 at entry 1 of seq"),
+    ("commit_kv", "page_table", int32(2, -1, 1, 3).view(2, 2), r"expected pages in \[0, 4\), got -1 at entry 1 of seq"),
+    ("commit_kv", "starts", int32(3, 9), r"expected values in \[0, 8\] .+, got 9 at index 1"),
+    ("commit_kv", "starts", int32(-1, 4), r"expected values in \[0, 8\] .+, got -1 at index 0"),
+    ("commit_kv", "nodes", int32(0, 2, 5, 1, 3, -1).view(2, 3), "expected places below 8, got 8 at index"),
+    ("rotary_append", "page_table", int32(2, 0, 9, 3).view(2, 2), r"expected pages in \[0, 4\), got 9 at entry 0 of"),
+    ("decoder_layer", "page_table", int32(2, 0, 1, -7).view(2, 2), r"expected pages in \[0, 4\), got -7 at entry 1"),
+    ("decoder_layer", "kv_lens", int32(3, 2), "expected 0 or at least the tree's T = 3, got 2 for sequence 1"),
+    ("paged_attention", "page_table", int32(0, 1, 6, 3, 4, 5).view(2, 3), r"expected pages in \[0, 6\), got 6 at .+ 2"),
+    ("paged_attention", "kv_lens", int32(9, 11), r"expected values in \[0, 10\] \(max_kv_len\), got 11 at .+ 1"),
+    ("paged_attention", "kv_lens", int32(-1, 5), r"expected values in \[0, 10\] .+, got -1 at index 0"),
+    ("paged_attention", "cu_seqlens_q", int32(0, 4, 7), "expected offsets up to 6, got 7"),
+    ("paged_attention", "max_q_len", 3, "expected lengths up to max_q_len = 3, got 4 at index 0"),
+    ("paged_attention", "kv_starts", int32(0, 13), r"expected values in \[0, 12\] .+, got 13 at index 1"),
+    ("paged_attention", "window", -1, "expected 0 .+, got -1"),
+    ("tree_attention", "page_table", int32(0, 1, -1, 3, 4, 5).view(2, 3), "expected pages in .+, got -1 at .+ 2"),
+    ("tree_attention", "kv_lens", int32(9, 1), "expected 0 or at least the tree's T = 2, got 1 for sequence 1"),
+    ("tree_attention", "kv_lens", int32(9, 13), "expected values in .+, got 13 at index 1"),
+    ("tree_attention", "max_q_len", 3, "expected lengths up to max_q_len = 3, got 4 at index 0"),
     ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index \[1, 2\]"),
     ("decoder_layer", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
     ("decoder_layer", "kv_lens", int32(-1, 3), "expected values in .+, got -1 at index 0"),
     ("decoder_layer", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), "expected values in .+, got 9 at index"),
-    ("decoder_layer", "slots", int32(0, 1, 2, 3, 4, 7).view(2, 3), r"expected .+ \[-1, 7\), got 7 at index \[1, 2\]"),
+    ("decoder_layer", "slots", int32(0, 1, 2, 3, 4, 8).view(2, 3), r"expected .+ \[-1, 8\), got 8 at index \[1, 2\]"),
     ("decoder_layer", "window", -1, "expected 0 .+, got -1"),
     ("decoder_layer", "gate_up", normal(9, 6), "expected an even number of rows, got shape"),
     ("decoder_layer", "qkv", normal(56, 6), r"expected \(H \+ 2G\) \* D rows .+, got shape \[56, 6\]"),
     ("rotary_append", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index"),
-    ("rotary_append", "slots", int32(0, 1, 2, 3, 4, 7).view(2, 3), r"expected .+ \[-1, 7\), got 7 at index \[1, 2\]"),
-    ("rotary_append", "slots", int32(-2, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[-1, 7\), got -2 at index"),
+    ("rotary_append", "slots", int32(0, 1, 2, 3, 4, 8).view(2, 3), r"expected .+ \[-1, 8\), got 8 at index \[1, 2\]"),
+    ("rotary_append", "slots", int32(-2, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[-1, 8\), got -2 at index"),
     ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
 ]  # fmt: skip
 
@@ -169,6 +191,17 @@ def test_wrong_value(name, argument, value, says):
     op = getattr(torch.ops.effops, name).default
     blamed = {"max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q"}.get(argument, argument)
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
+
+
+def test_a_tree_larger_than_its_mask():
+    call = CALLS["tree_attention"]() | {"cu_seqlens_q": int32(0, 5, 6), "max_q_len": None}
+    says = "expected at least 5 rows, those of sequence 0, got 4"
+    refused(torch.ops.effops.tree_attention.default, call, "ancestors", says)
+
+
+def test_depths_without_a_tree():
+    call = CALLS["decoder_layer"]() | {"ancestors": None}
+    refused(torch.ops.effops.decoder_layer.default, call, "depths", "expected none without ancestors, got a tensor")
 
 
 def test_windows_of_two_kinds():

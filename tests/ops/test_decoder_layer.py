@@ -10,6 +10,7 @@ from calls import CALLS
 from effops import ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies.cached import ancestor_bits
 from strategies.layouts import LAYOUTS, memory
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
@@ -43,12 +44,38 @@ def call(
     }  # fmt: skip
 
 
+def in_pages(c: dict[str, Any], page: int) -> dict[str, Any]:
+    """The same call over caches in pages, that lie in another order."""
+    batch, entries = c["x"].shape[0], CAPACITY // page
+    table = torch.arange(batch * entries, dtype=torch.int32).flip(0).view(batch, entries)
+    pages = {n: c[n].unflatten(1, (entries, page)).flatten(0, 1).flip(0) for n in ("k_cache", "v_cache")}
+    return c | pages | {"page_table": table}
+
+
+def with_trees(c: dict[str, Any]) -> dict[str, Any]:
+    """Trees in place of consecutive tokens: two branches from the first node."""
+    batch, tokens, _ = c["x"].shape
+    parents = [-1, *(max(0, i - 2) for i in range(1, tokens))]
+    bits = ancestor_bits(parents)
+    depths = (reference.tree_mask(bits).sum(-1) - 1).int()
+    first = torch.arange(5, 5 + batch, dtype=torch.int32)[:, None]
+    places = {"positions": first + depths, "slots": first + torch.arange(tokens, dtype=torch.int32)}
+    return c | places | {"kv_lens": (first[:, 0] + tokens), "ancestors": bits[None], "depths": depths[None]}
+
+
 def by_parts(c: dict[str, Any]) -> Tensor:
     heads = ops.packed_linear(c["x"], c["qkv"], c["qkv_bias"], norm=c["attention_norm"], norm_eps=c["norm_eps"])
     heads = heads.unflatten(2, (-1, c["k_cache"].shape[3]))
     caches = c["k_cache"], c["v_cache"]
-    q = ops.rotary_append(heads, c["cos"], c["sin"], c["positions"], *caches, c["slots"])
-    mixed = ops.attention(q, *caches, kv_lens=c["kv_lens"], causal=True, window=c["window"])
+    table, lens, window = c.get("page_table"), c["kv_lens"], c["window"]
+    q = ops.rotary_append(heads, c["cos"], c["sin"], c["positions"], *caches, c["slots"], page_table=table)
+    if "ancestors" in c:
+        tree = {"depths": c["depths"], "kv_lens": lens, "page_table": table, "window": window}
+        mixed = ops.tree_attention(q, *caches, c["ancestors"], **tree)
+    elif table is not None:
+        mixed = ops.paged_attention(q, *caches, table, lens, causal=True, window=window)
+    else:
+        mixed = ops.attention(q, *caches, kv_lens=lens, causal=True, window=window)
     y = ops.packed_linear(mixed.flatten(2), c["o"], c["o_bias"], residual=c["x"])
     hidden = ops.packed_linear(y, c["gate_up"], c["gate_up_bias"], norm=c["mlp_norm"], norm_eps=c["norm_eps"])
     return ops.packed_linear(hidden, c["down"], c["down_bias"], residual=y, gated=True)
@@ -61,6 +88,10 @@ def test_has_the_bits_of_its_parts(dtype, data):
     kv_heads, group = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
     window = data.draw(st.sampled_from((0, 0, 3)))
     c = call(DTYPES[dtype], batch, tokens, kv_heads * group, kv_heads, data.draw(st.booleans()), window)
+    if data.draw(st.booleans()):
+        c = with_trees(c)
+    if data.draw(st.booleans()):
+        c = in_pages(c, data.draw(st.sampled_from((1, 5, 8, 20))))
     places = {n: LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))] for n, x in c.items() if isinstance(x, Tensor)}
     mine, theirs = (c | {n: place(c[n]) for n, place in places.items()} for _ in range(2))
     torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
@@ -70,9 +101,15 @@ def test_has_the_bits_of_its_parts(dtype, data):
         assert torch.equal(memory(mine[cache]), memory(theirs[cache]))
 
 
-def test_agrees_with_the_reference():
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("tree", [False, True])
+def test_agrees_with_the_reference(tree, paged):
     for tokens in (1, 20):
         mine, theirs = (call(torch.float64, 2, tokens, 4, 2, True, 0) for _ in range(2))
+        if tree:
+            mine, theirs = with_trees(mine), with_trees(theirs)
+        if paged:
+            mine, theirs = in_pages(mine, 8), in_pages(theirs, 8)
         got, expected = ops.decoder_layer(**mine), reference.decoder_layer(**theirs)
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(mine["k_cache"], theirs["k_cache"], rtol=1e-12, atol=1e-12)

@@ -71,6 +71,24 @@ def test_cache_writes_over_2_to_the_31_elements(dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_pages_over_2_to_the_31_elements(tokens, dim):
+    table, lens = int32(1, 0).view(1, 2), int32(20)
+    q, k, v = (normal(n, t, h, 2, dtype=torch.bfloat16, seed=h) for n, t, h in ((1, tokens, 4), (2, 10, 2), (2, 10, 1)))
+    v = v.repeat(1, 1, 2, 1)
+    bits = torch.full((1, tokens, 1), -1)
+    placed = [far_apart(x, dim, FAR if dim in (0, 2) else FAR // 8) for x in (k, v)]
+    assert same_bits(ops.paged_attention(q, *placed, table, lens), ops.paged_attention(q, k, v, table, lens))
+    trees = [ops.tree_attention(q, *x, bits, kv_lens=lens, page_table=table) for x in (placed, (k, v))]
+    assert same_bits(*trees)
+    nodes = int32(0, 2, 5)[None]
+    for caches in (placed, (k, v)):
+        ops.append_kv(*caches, q[:, :1, :2], q[:, :1, 2:], int32(12)[None], page_table=table)
+        ops.commit_kv(*caches, nodes, int32(8), page_table=table)
+    assert all(same_bits(a, b) for a, b in zip(placed, (k, v), strict=True))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
 def test_rotary_append_over_2_to_the_31_elements(dim):
     qkv, angles = normal(2, 2, 4, 2, dtype=torch.bfloat16), normal(5, 1)
     indices = int32(0, 2, 1, 0).view(2, 2)

@@ -29,15 +29,14 @@ class BackwardTask {
     carve(Carver(thread_scratch(Scratch::task, bytes)));
     load_rows();
     const Visibility see = visibility_of(p_, rows_.s, rows_.kv_head);
-    const TileSource<T> k(p_.k, rows_.sequence, rows_.s.k_begin, rows_.kv_head, dk_, stage_);
-    const TileSource<T> v(p_.v, rows_.sequence, rows_.s.k_begin, rows_.kv_head, dv_, stage_);
+    TileSource<T> k(rows_, p_.k, dk_, stage_), v(rows_, p_.v, dv_, stage_);
     for (int64_t first = see.start; first < see.len; first += kTileKeys) {
       const int64_t keys = std::min(kTileKeys, see.len - first);
       widen(k.load(first, keys), dk_, wide_);
-      pack_transposed<P>(wide_, dk_, keys, dk_, k_t_);
-      pack_straight<P>(wide_, dk_, keys, dk_, k_s_);
+      pack_transposed<P>(StridedRows<C>{wide_, dk_}, keys, dk_, k_t_);
+      pack_straight<P>(StridedRows<C>{wide_, dk_}, keys, dk_, k_s_);
       widen(v.load(first, keys), dv_, wide_);
-      pack_transposed<P>(wide_, dv_, keys, dv_, v_t_);
+      pack_transposed<P>(StridedRows<C>{wide_, dv_}, keys, dv_, v_t_);
       std::fill(dk_tile_, dk_tile_ + kTileKeys * G::padded(dk_), C(0));
       std::fill(dv_tile_, dv_tile_ + kTileKeys * G::padded(dv_), C(0));
       for (int64_t row = 0; row < count_; row += kBlock) block(see, row, first, keys);
@@ -69,7 +68,7 @@ class BackwardTask {
   }
 
   static void widen(const Tile<T>& tile, int64_t dim, C* to) {
-    for (int64_t j = 0; j < tile.keys; ++j) copy_row(tile.data + j * tile.stride, 1, dim, to + j * dim);
+    for (int64_t j = 0; j < tile.keys; ++j) copy_row(tile.strided[j], 1, dim, to + j * dim);
   }
 
   void load_rows() {
@@ -83,15 +82,15 @@ class BackwardTask {
     }
     for (int64_t row = 0; row < count_; row += kBlock) {
       const int64_t n = std::min(kBlock, count_ - row);
-      pack_straight<P>(q_ + row * dk_, dk_, n, dk_, q_s_ + row * G::padded(dk_));
-      pack_straight<P>(d_out_ + row * dv_, dv_, n, dv_, d_out_s_ + row * G::padded(dv_));
+      pack_straight<P>(StridedRows<C>{q_ + row * dk_, dk_}, n, dk_, q_s_ + row * G::padded(dk_));
+      pack_straight<P>(StridedRows<C>{d_out_ + row * dv_, dv_}, n, dv_, d_out_s_ + row * G::padded(dv_));
     }
     std::fill(dq_, dq_ + count_ * G::padded(dk_), C(0));
   }
 
   void block(const Visibility& see, int64_t row, int64_t first, int64_t keys) {
     const int64_t n = std::min(kBlock, count_ - row);
-    const TileList seen = TileList::of(see, rows_.position(row), rows_.position(row + n - 1));
+    const TileList seen = TileList::of(see, rows_.positions(row, row + n));
     const bool overlaps =
         (first < seen.end[1] && first + keys > seen.begin[1]) || (first < seen.end[0] && first + keys > seen.begin[0]);
     if (!overlaps) return;
@@ -120,7 +119,7 @@ class BackwardTask {
     C slope[kTileKeys];  // d score / d <q, k>
     const C scale = static_cast<C>(p_.scale), cap = static_cast<C>(p_.softcap);
     for (int64_t j = 0; j < keys; ++j) slope[j] = cap == 0 ? scale : scale * (1 - (s[j] / cap) * (s[j] / cap));
-    mask_row(see, rows_.position(row), first, keys, s, 1);
+    mask_row(rows_, see, row, first, keys, s, 1);
     for (int64_t j = keys; j < kTileKeys; ++j) s[j] = kNegInf<C>, ds[j] = 0, slope[j] = 0;
     for (int64_t j = 0; j < kTileKeys; j += W) {
       const V x = exp(V::load(s + j) - V::set1(lse));

@@ -74,25 +74,24 @@ void block_task(const AttentionProblem& p, const AttentionTask& task, typename v
   std::fill(o, o + count * ldo, C(0));
 
   const Visibility see = visibility_of(p, rows.s, rows.kv_head);
-  const TileList tiles = TileList::of(see, rows.position(task.row_begin), rows.position(task.row_end - 1));
-  const TileSource<T> k(p.k, rows.sequence, rows.s.k_begin, rows.kv_head, p.head_dim, k_stage);
-  const TileSource<T> v(p.v, rows.sequence, rows.s.k_begin, rows.kv_head, p.v_dim, v_stage);
+  const TileList tiles = TileList::of(see, rows.positions(task.row_begin, task.row_end));
+  TileSource<T> k(rows, p.k, p.head_dim, k_stage), v(rows, p.v, p.v_dim, v_stage);
   for (int64_t t = task.first_tile; t < std::min(tiles.count(), task.last_tile); ++t) {
     int64_t first, keys;
     tiles.tile(t, first, keys);
     const Tile<T> kt = k.load(first, keys);
-    pack_transposed<P>(kt.data, kt.stride, keys, p.head_dim, kv);
+    kt.visit([&](const auto& at) { pack_transposed<P>(at, keys, p.head_dim, kv); });
     gemm<P>(count, keys, k_units, reinterpret_cast<const Unit*>(q), k_units, kv, s, kTileKeys, false);
     const bool full = tile_is_full(rows, see, task.row_begin, task.row_end, first, keys);
     for (int64_t r = 0; r < count; ++r) {
       C* row = s + r * kTileKeys;
       scale_scores<V>(p, keys, row);
-      if (!full) mask_row(see, rows.position(task.row_begin + r), first, keys, row, 1);
+      if (!full) mask_row(rows, see, task.row_begin + r, first, keys, row, 1);
       for (int64_t j = keys; j < kTileKeys; ++j) row[j] = kNegInf<C>;
       block_softmax<T>(row, prob + r * kTileKeys, m[r], l[r], o + r * ldo, ldo);
     }
     const Tile<T> vt = v.load(first, keys);
-    pack_straight<P>(vt.data, vt.stride, keys, p.v_dim, kv);
+    vt.visit([&](const auto& at) { pack_straight<P>(at, keys, p.v_dim, kv); });
     gemm<P>(count, p.v_dim, G::units(keys), reinterpret_cast<const Unit*>(prob), kTileKeys / P::kPack, kv, o, ldo,
             true);
   }

@@ -21,16 +21,20 @@ struct Rows {
 
   const AttentionProblem& p;
   Sequence s;
-  int64_t sequence, kv_head, group;
+  int64_t index, sequence, kv_head, group;  // sequence: batch index in q, out and lse
 
   Rows(const AttentionProblem& problem, const AttentionTask& task)
       : p(problem),
-        s(sequence_of(problem, task.sequence)),
-        sequence(p.cu_q ? 0 : task.sequence),
+        s(sequence_of(problem, task.sequence, task.kv_head)),
+        index(task.sequence),
+        sequence(p.cu_q ? 0 : index),
         kv_head(task.kv_head),
         group(problem.group()) {}
 
   int64_t position(int64_t row) const { return s.position(row / group); }
+  Positions positions(int64_t row_begin, int64_t row_end) const {
+    return s.positions(row_begin / group, (row_end - 1) / group);
+  }
   int64_t token(int64_t row) const { return s.q_begin + row / group; }
   int64_t head(int64_t row) const { return kv_head * group + row % group; }
 
@@ -91,9 +95,11 @@ inline void scale_scores(const AttentionProblem& p, int64_t count, typename V::s
   cap_scores<V>(p, count, s);
 }
 
-// -inf for the keys [first, first + keys) that the query at `position` may not see.
-template <class C>
-inline void mask_row(const Visibility& see, int64_t position, int64_t first, int64_t keys, C* s, int64_t stride) {
+// -inf for the keys [first, first + keys) that the row may not see.
+template <class R, class C>
+inline void mask_row(const R& rows, const Visibility& see, int64_t row, int64_t first, int64_t keys, C* s,
+                     int64_t stride) {
+  const int64_t position = rows.position(row);
   auto hide = [&](int64_t begin, int64_t end) {
     begin = std::max<int64_t>(begin - first, 0);
     end = std::min(end - first, keys);
@@ -102,14 +108,17 @@ inline void mask_row(const Visibility& see, int64_t position, int64_t first, int
   hide(first, see.start);
   if (see.window != 0) hide(std::max(see.start, see.sinks_end), see.begin_at(position));
   hide(see.end_at(position), first + keys);
+  for (int64_t j = std::max(first, see.tree_begin); j < first + keys; ++j)
+    if (!tree_allows(see, rows.s, row / rows.group, j - see.tree_begin)) s[(j - first) * stride] = kNegInf<C>;
 }
 
 // True when no element of the tile is masked for any row in [row_begin, row_end).
 template <class R>
 bool tile_is_full(const R& rows, const Visibility& see, int64_t row_begin, int64_t row_end, int64_t first,
                   int64_t keys) {
-  return first >= see.start && first + keys <= see.end_at(rows.position(row_begin)) &&
-         (see.window == 0 || first >= see.begin_at(rows.position(row_end - 1)) || first + keys <= see.sinks_end);
+  const Positions at = rows.positions(row_begin, row_end);
+  return first >= see.start && first + keys <= std::min(see.end_at(at.lowest), see.tree_begin) &&
+         (see.window == 0 || first >= see.begin_at(at.highest) || first + keys <= see.sinks_end);
 }
 
 // A partial row in the workspace: v_dim unnormalised values in memory order, then m and l.

@@ -11,15 +11,16 @@
 namespace effops::cpu::EFFOPS_ISA {
 
 // scores[j][m] = factor * <k_j, q_m>. The last vector repeats the last key.
-template <class T, int MR, class P = product_of<T>, class V = vec_of<T>>
-void stream_scores(const Tile<T>& k, int64_t dim, const typename P::Element* q, V factor, typename P::C* scores,
+template <class T, int MR, class R, class P = product_of<T>, class V = vec_of<T>>
+void stream_scores(const R& k, int64_t keys, int64_t dim, const typename P::Element* q, V factor, typename P::C* scores,
                    Reader reader) {
   constexpr int NK = kDotRows<V, MR>;
-  const Ahead ahead = ahead_of_rows<T>(NK, dim, k.stride, P::kChunk, reader);
-  for (int64_t j = 0; j < k.keys; j += NK) {
+  auto ahead = ahead_of_rows(k, NK, dim, P::kChunk, reader);
+  for (int64_t j = 0; j < keys; j += NK) {
     const T* row[NK];
-    for (int i = 0; i < NK; ++i) row[i] = k.data + std::min(j + i, k.keys - 1) * k.stride;
+    for (int i = 0; i < NK; ++i) row[i] = k[std::min(j + i, keys - 1)];
     (dot_rows<P, T, MR>(row, dim, ahead, q) * factor).store(scores + j * MR);
+    if constexpr (std::is_same_v<R, ListedRows<T>>) ahead.list += NK;
   }
 }
 
@@ -68,21 +69,22 @@ inline void stream_values_by(int64_t first, int64_t last, int64_t at, const type
 
 // The value product of a tile, ND chunks of columns at a time. Where that takes several passes, the
 // tile is cut into stretches of rows short enough that memory is still read nearly in order.
-template <class T, int MR, class P = product_of<T>>
-void stream_values(const Tile<T>& v, int64_t dim, const typename P::Unit* p, const typename P::C* alpha,
+template <class T, int MR, class R, class P = product_of<T>>
+void stream_values(const R& v, int64_t keys, int64_t dim, const typename P::Unit* p, const typename P::C* alpha,
                    typename P::C* o, Reader reader) {
   constexpr int kChunk = P::kChunk, ND = P::W == 16 ? (MR == 8 ? 1 : MR == 4 ? 2 : 4) : 1;
   const typename P::C keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   const int64_t rows = dim <= ND * kChunk || reader == Reader::later ? kTileKeys : values_stretch<T>(dim);
-  for (int64_t first = 0; first < v.keys; first += rows) {
-    const int64_t last = std::min(v.keys, first + rows);
+  for (int64_t first = 0; first < keys; first += rows) {
+    const int64_t last = std::min(keys, first + rows);
     auto pass = [&](auto nd, int64_t at, auto load) {
-      const Ahead ahead = ahead_of_values<T>(last - first, dim, v.stride, nd() * kChunk, at, reader);
-      const T* const from = v.data + first * v.stride;
+      auto ahead = ahead_of_values(v, last - first, dim, nd() * kChunk, at, reader);
+      if constexpr (std::is_same_v<R, ListedRows<T>>) ahead.list += first;
+      const T* const from = v[first];
       stream_values_by<T, MR, nd(), P>(first, last, at, p, first == 0 ? alpha : keep, o,
                                        [&](int64_t j, int64_t column) {
                                          ahead(from, j - first, column - at, kChunk);
-                                         return load(v.data + j * v.stride + column);
+                                         return load(v[j] + column);
                                        });
     };
     auto whole = [](const T* row) { return P::load(row); };
@@ -154,9 +156,8 @@ class StreamTask {
     carve(carver, k_stage, v_stage, row_buffer);
 
     const Visibility see = visibility_of(p_, rows_.s, rows_.kv_head);
-    const TileList tiles = TileList::of(see, rows_.position(task_.row_begin), rows_.position(task_.row_end - 1));
-    const TileSource<T> k(p_.k, rows_.sequence, rows_.s.k_begin, rows_.kv_head, p_.head_dim, k_stage);
-    const TileSource<T> v(p_.v, rows_.sequence, rows_.s.k_begin, rows_.kv_head, p_.v_dim, v_stage);
+    const TileList tiles = TileList::of(see, rows_.positions(task_.row_begin, task_.row_end));
+    TileSource<T> k(rows_, p_.k, p_.head_dim, k_stage), v(rows_, p_.v, p_.v_dim, v_stage);
     for (int i = 0; i < groups_; ++i) by_mr(group_[i], [&](auto mr) { this->template begin<mr()>(group_[i]); });
     for (int64_t t = task_.first_tile; t < std::min(tiles.count(), task_.last_tile); ++t) {
       int64_t first, keys;
@@ -167,7 +168,9 @@ class StreamTask {
       const Tile<T> vt = v.load(first, keys);
       for (int i = 0; i < groups_; ++i)
         by_mr(group_[i], [&](auto mr) {
-          stream_values<T, mr()>(vt, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o, reader(group_[i]));
+          vt.visit([&](const auto& rows) {
+            stream_values<T, mr()>(rows, keys, p_.v_dim, group_[i].p, group_[i].alpha, group_[i].o, reader(group_[i]));
+          });
         });
     }
     for (int i = 0; i < groups_; ++i)
@@ -227,13 +230,16 @@ class StreamTask {
   template <int MR>
   void score(StreamGroup<P>& g, const Visibility& see, const Tile<T>& kt, int64_t first) {
     const int64_t keys = kt.keys;
-    stream_scores<T, MR>(kt, p_.head_dim, g.q, V::set1(static_cast<C>(score_factor(p_))), g.scores, reader(g));
+    kt.visit([&](const auto& rows) {
+      const V factor = V::set1(static_cast<C>(score_factor(p_)));
+      stream_scores<T, MR>(rows, keys, p_.head_dim, g.q, factor, g.scores, reader(g));
+    });
     cap_scores<V>(p_, keys * MR, g.scores);
     for (int64_t i = keys * MR; i % W != 0; ++i) g.scores[i] = kNegInf<C>;
     if (!tile_is_full(rows_, see, g.row, g.row + g.rows, first, keys)) {
       for (int m = 0; m < MR; ++m) {
         const int64_t row = g.row + std::min<int64_t>(m, g.rows - 1);
-        mask_row(see, rows_.position(row), first, keys, g.scores + m, MR);
+        mask_row(rows_, see, row, first, keys, g.scores + m, MR);
       }
     }
     stream_softmax<T, MR>(g, keys);

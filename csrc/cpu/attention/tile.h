@@ -1,41 +1,78 @@
-// How a tile of keys or values is loaded: in place when its rows are contiguous, else through a
-// copy. Never reads past a row's end or a sequence's.
+// How a tile of keys or values is loaded: in place where its rows are contiguous, through a list of
+// rows where they lie in pages, else through a copy. Never reads past a row's end or a sequence's.
 #pragma once
 
-#include "common/attention_problem.h"
-#include "cpu/simd/simd.h"
+#include "common/attention_plan.h"
+#include "cpu/simd/prefetch.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
 template <class T>
 struct Tile {
-  const T* data;
-  int64_t stride;  // elements between rows
+  StridedRows<T> strided;
+  const T* const* list;  // null: strided
   int64_t keys;
+
+  // Calls f with the rows of the tile, in either form.
+  template <class F>
+  void visit(F&& f) const {
+    if (list) return f(ListedRows<T>{list});
+    f(strided);
+  }
 };
 
 template <class T>
 class TileSource {
  public:
   // `stage` holds kTileKeys rows of `dim` elements; unused when rows are contiguous.
-  TileSource(const TensorView4& view, int64_t batch, int64_t first_token, int64_t head, int64_t dim, T* stage)
-      : base_(reinterpret_cast<const T*>(view.data) + batch * view.batch + first_token * view.token + head * view.head),
-        token_(view.token),
-        dim_stride_(view.dim),
+  template <class R>
+  TileSource(const R& rows, const TensorView4& view, int64_t dim, T* stage)
+      : view_(view),
+        pages_(rows.p.pages),
+        index_(rows.index),
+        head_(rows.kv_head),
+        end_(rows.s.kv_len),
         dim_(dim),
-        stage_(stage) {}
+        stage_(stage) {
+    base_ = reinterpret_cast<const T*>(view.data) + rows.kv_head * view.head;
+    if (!pages_.given()) base_ += (rows.p.cu_k ? 0 : index_) * view.batch + rows.s.k_begin * view.token;
+  }
 
-  Tile<T> load(int64_t first, int64_t keys) const {
-    const T* from = base_ + first * token_;
-    if (dim_stride_ == 1) return {from, token_, keys};
-    for (int64_t j = 0; j < keys; ++j) copy_row(from + j * token_, dim_stride_, dim_, stage_ + j * dim_);
-    return {stage_, dim_, keys};
+  Tile<T> load(int64_t first, int64_t keys) {
+    if (!pages_.given()) {
+      const StridedRows<T> rows{base_ + first * view_.token, view_.token};
+      return view_.dim == 1 ? Tile<T>{rows, nullptr, keys} : copied(rows, keys);
+    }
+    list_rows(first);
+    if (view_.dim == 1) return {{}, list_, keys};
+    return copied(ListedRows<T>{list_}, keys);
   }
 
  private:
+  template <class R>
+  Tile<T> copied(const R& rows, int64_t keys) {
+    for (int64_t j = 0; j < keys; ++j) copy_row(rows[j], view_.dim, dim_, stage_ + j * dim_);
+    return {{stage_, dim_}, nullptr, keys};
+  }
+
+  // The tile's rows and those that prefetches look ahead to; beyond the last key it is repeated.
+  void list_rows(int64_t first) {
+    const int64_t count = std::min<int64_t>(end_ - first, kTileKeys + kListAhead);
+    for (int64_t i = 0; i < count;) {
+      const int64_t run = std::min(count - i, pages_.page - (first + i) % pages_.page);
+      const T* row = base_ + pages_.offset(view_, index_, head_, first + i);
+      for (int64_t j = 0; j < run; ++j, row += view_.token) list_[i + j] = row;
+      i += run;
+    }
+    std::fill(list_ + count, list_ + kTileKeys + kListAhead, list_[count - 1]);
+  }
+
+  const TensorView4& view_;
+  const PageTable& pages_;
   const T* base_;
-  int64_t token_, dim_stride_, dim_;
+  int64_t index_, head_, end_, dim_;
   T* stage_;
+  const T* list_[kTileKeys + kListAhead];
 };
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -69,8 +69,8 @@ void gemm(int64_t m, int64_t n, int64_t units, const typename P::Unit* a, int64_
 }
 
 // B(k, n) = rows[n][k]: panels from n rows of k elements, by transposing blocks of units.
-template <class P, class T>
-void pack_transposed(const T* rows, int64_t stride, int64_t n, int64_t k, typename P::Unit* to) {
+template <class P, class R>
+void pack_transposed(const R& rows, int64_t n, int64_t k, typename P::Unit* to) {
   using V = vec_of<typename P::C>;
   constexpr int W = P::W, NR = GemmTile<P>::NR, kElements = W * P::kPack;
   const int64_t units = GemmTile<P>::units(k);
@@ -81,7 +81,7 @@ void pack_transposed(const T* rows, int64_t stride, int64_t n, int64_t k, typena
         V block[W];
         for (int i = 0; i < W; ++i) {
           const int64_t row = j0 + j + i;
-          const T* from = rows + row * stride + u * P::kPack;
+          const auto* from = rows[std::min(row, n - 1)] + u * P::kPack;
           if (row >= n) {
             block[i] = V::zero();
           } else if constexpr (P::kPack == 2) {
@@ -100,19 +100,20 @@ void pack_transposed(const T* rows, int64_t stride, int64_t n, int64_t k, typena
 }
 
 // B(k, n) = rows[k][n]. Columns of each chunk come in kernel order: P::restore C's chunks.
-template <class P, class T>
-void pack_straight(const T* rows, int64_t stride, int64_t k, int64_t n, typename P::Unit* to) {
+template <class P, class R>
+void pack_straight(const R& rows, int64_t k, int64_t n, typename P::Unit* to) {
   constexpr int NR = GemmTile<P>::NR, W = P::W, kChunk = P::kChunk;
   const int64_t units = GemmTile<P>::units(k);
   for (int64_t j0 = 0; j0 < n; j0 += NR, to += NR * units) {
     for (int64_t u = 0; u < units; ++u) {
       for (int j = 0; j < NR; j += kChunk) {
         const int left = static_cast<int>(std::clamp<int64_t>(n - j0 - j, 0, kChunk));
-        const T* first = rows + u * P::kPack * stride + j0 + j;
+        const auto* first = rows[u * P::kPack] + j0 + j;
         const bool pair = P::kPack == 2 && u * 2 + 1 < k;
+        const auto* second = pair ? rows[u * 2 + 1] + j0 + j : first;
         const auto none = P::load_n(first, 0);
         const auto x = left == kChunk ? P::load(first) : P::load_n(first, left);
-        const auto y = !pair ? none : left == kChunk ? P::load(first + stride) : P::load_n(first + stride, left);
+        const auto y = !pair ? none : left == kChunk ? P::load(second) : P::load_n(second, left);
         const auto packed = P::pack_rows(x, y);
         auto* at = reinterpret_cast<char*>(to + u * NR + j);
         std::memcpy(at, &packed.a, sizeof packed.a);

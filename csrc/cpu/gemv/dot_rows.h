@@ -12,9 +12,8 @@ inline constexpr int kDotRows = V::width / MR;
 
 // Rows [0, kDotRows) at row[i], `dim` elements each; x is [chunk][MR][kChunk] in P::Element, zero
 // beyond dim.
-template <class P, class T, int MR, class V = vec_of<T>>
-inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const Ahead& ahead,
-                  const typename P::Element* x) {
+template <class P, class T, int MR, class A, class V = vec_of<T>>
+inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const typename P::Element* x) {
   constexpr int NK = kDotRows<V, MR>, kChunk = P::kChunk;
   V acc[V::width];
 #pragma GCC unroll 16

@@ -109,7 +109,7 @@ void rotary_append_typed(const RotaryAppendProblem& p, const Parallel& parallel)
       if (kv < 0) {
         write(reinterpret_cast<T*>(p.q) + ((b * p.tokens + t) * p.heads + h) * p.dim);
       } else if (slot >= 0) {
-        T* y = reinterpret_cast<T*>(cache.data) + b * cache.batch + slot * cache.token + kv % p.kv_heads * cache.head;
+        T* y = reinterpret_cast<T*>(cache.data) + cache_offset(cache, p.pages, b, kv % p.kv_heads, slot);
         write(cache.dim == 1 ? y : apart);
         for (int64_t d = 0; cache.dim != 1 && d < p.dim; ++d) y[d * cache.dim] = apart[d];
       }

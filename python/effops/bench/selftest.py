@@ -182,6 +182,28 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         got = ops.varlen_attention(q, k, v, cu_q, cu_k, return_lse=True, **options)
         return _worst(bounds.varlen_attention_bound(q, k, v, cu_q, cu_k, **options), got)
 
+    def paged(page: int) -> float:
+        """The bits of the dense op, from pages in another order."""
+        draw, entries = _Draw(page, dtype), -(-200 // page)
+        k_pages, v_pages = (draw(2 * entries, page, 2, dim) for dim in (48, 32))
+        table = torch.randperm(2 * entries, generator=draw.generator).int().view(2, entries)
+        k, v = (x[table.long()].flatten(1, 2) for x in (k_pages, v_pages))
+        lens, q = _int32(200, 77), draw(2, 3, 4, 48)
+        got = ops.paged_attention(q, k_pages, v_pages, table, lens, causal=True, window=90)
+        return _equal(got, ops.attention(q, k, v, kv_lens=lens, causal=True, window=90))
+
+    def tree(nodes: int) -> float:
+        draw = _Draw(nodes, dtype)
+        q, k, v = draw(2, nodes, 4, 48), draw.cache(2, 150, 2, 48), draw.cache(2, 150, 2, 32)
+        ancestors = torch.randint(-(2**63), 2**63 - 1, (2, nodes, -(-nodes // 64)), generator=draw.generator)
+        options: dict[str, Any] = {"kv_lens": _int32(150, 90), "window": 60, "num_sinks": 2}
+        got = ops.tree_attention(q, k, v, ancestors, return_lse=True, **options)
+        return _worst(bounds.tree_attention_bound(q, k, v, ancestors, **options), got)
+
+    for page in (5, 16, 64):
+        yield Case("paged_attention", f"pages of {page}, the bits of the dense op", partial(paged, page))
+    for nodes in (1, 6, 70):
+        yield Case("tree_attention", f"{nodes} nodes, any mask", partial(tree, nodes))
     yield Case("attention", "bitwise the same alone and in a batch", batch_composition)
     yield Case("attention", "bitwise the same on 1 and 3 threads", thread_count)
     yield Case("merge_states", "split and merge is the whole", split_and_merge)
@@ -200,6 +222,15 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         reference.append_kv(k_expected, v_expected, k, v, slots)
         return max(_equal(k_cache, k_expected), _equal(v_cache, v_expected))
 
+    def commit() -> float:
+        draw = _Draw(10, dtype)
+        k, v = draw.cache(2, 9, 2, 33), draw.cache(2, 9, 2, 17)
+        k_expected, v_expected = k.clone(), v.clone()
+        nodes = torch.tensor([[0, 2, 5], [1, 3, -1]], dtype=torch.int32)
+        ops.commit_kv(k, v, nodes, _int32(3, 0))
+        reference.commit_kv(k_expected, v_expected, nodes, _int32(3, 0))
+        return max(_equal(k, k_expected), _equal(v, v_expected))
+
     def turn_and_append() -> float:
         """The bits of rotary and append_kv."""
         draw = _Draw(8, dtype)
@@ -213,6 +244,7 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         return max(_equal(q, turned[:, :, :3]), _equal(k, k_expected), _equal(v, v_expected))
 
     yield Case("append_kv", "slots out of order, one skipped", append)
+    yield Case("commit_kv", "overlapping moves", commit)
     yield Case("rotary_append", "3 + 2 + 2 heads, one token skipped", turn_and_append)
 
 

@@ -14,19 +14,28 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
         "window": 0, "num_sinks": 0,
     },
+    "paged_attention": {
+        "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
+        "window": 0, "num_sinks": 0, "page": 16,
+    },
+    "tree_attention": {
+        "batch": 1, "q_len": None, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0,
+        "window": 0, "num_sinks": 0,
+    },
     "decoder_layer": {
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "width": None,
         "inner": None, "window": 0,
     },
     "merge_states": {"parts": None, "rows": None, "head_dim": None},
     "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
+    "commit_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "packed_linear": {"rows": 1, "n": None, "k": None},
     "rms_norm": {"rows": 1, "dim": None},
     "rotary": {"rows": 1, "heads": None, "head_dim": None},
     "rotary_append": {"rows": 1, "heads": None, "kv_heads": None, "head_dim": None},
     "silu_mul": {"rows": 1, "dim": None},
 }  # fmt: skip
-MASKED = ("attention", "varlen_attention")  # these take causal
+MASKED = ("attention", "varlen_attention", "paged_attention")  # these take causal
 
 
 def dtype_name(text: str) -> str:

@@ -1,6 +1,7 @@
 """The ops: thin functions over ``torch.ops.effops``. Their meaning is :mod:`effops.reference`."""
 
-from effops.ops.attention import append_kv, attention, merge_states, varlen_attention
+from effops.ops.attention import attention, merge_states, varlen_attention
+from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attention
 from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
@@ -9,13 +10,16 @@ __all__ = [
     "PackedWeight",
     "append_kv",
     "attention",
+    "commit_kv",
     "decoder_layer",
     "merge_states",
     "pack_weight",
     "packed_linear",
+    "paged_attention",
     "rms_norm",
     "rotary",
     "rotary_append",
     "silu_mul",
+    "tree_attention",
     "varlen_attention",
 ]

@@ -94,8 +94,27 @@ def _merge_states_fake(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 
+@_fake("paged_attention")
+def _paged_attention_fake(q: Tensor, k_pages: Tensor, v_pages: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _attention_fake(q, k_pages, v_pages)
+
+
+@_fake("tree_attention")
+def _tree_attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _attention_fake(q, k, v)
+
+
 @_fake("append_kv")
-def _append_kv_fake(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
+def _append_kv_fake(
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, page_table: Tensor | None = None
+) -> None:
+    return None
+
+
+@_fake("commit_kv")
+def _commit_kv_fake(
+    k_cache: Tensor, v_cache: Tensor, nodes: Tensor, starts: Tensor, *, page_table: Tensor | None = None
+) -> None:
     return None
 
 
@@ -121,7 +140,15 @@ def _rotary_fake(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tens
 
 @_fake("rotary_append")
 def _rotary_append_fake(
-    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    page_table: Tensor | None = None,
 ) -> Tensor:
     batch, tokens, heads, dim = qkv.shape
     return qkv.new_empty((batch, tokens, heads - 2 * k_cache.shape[2], dim))
@@ -279,8 +306,8 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "decoder_layer", "packed_linear", "rms_norm", "rotary", "rotary_append",
-    "silu_mul", "varlen_attention_backward",
+    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "packed_linear", "paged_attention", "rms_norm",
+    "rotary", "rotary_append", "silu_mul", "tree_attention", "varlen_attention_backward",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -288,5 +315,5 @@ for _name in ("attention", "varlen_attention"):
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "decoder_layer", "rotary_append"):
+for _name in ("append_kv", "commit_kv", "decoder_layer", "rotary_append"):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

@@ -1,4 +1,4 @@
-"""Attention over dense and ragged batches, merging of partial results, cache writes."""
+"""Attention over dense and ragged batches, merging of partial results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from effops.ops._call import BelowADInplaceOrView, BelowAutograd, dispatches, increment_version, tracks_grad
+from effops.ops._call import BelowAutograd, dispatches
 
 _attention = torch.ops.effops.attention.default
 _varlen_attention = torch.ops.effops.varlen_attention.default
 _merge_states = torch.ops.effops.merge_states.default
-_append_kv = torch.ops.effops.append_kv.default
 
 
 @overload
@@ -168,21 +167,3 @@ def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         with BelowAutograd():
             out, lse = _merge_states(outs, lses)
     return out, lse
-
-
-def append_kv(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """Writes new keys and values into a cache, in place.
-
-    Args:
-        k_cache: ``[B, L, G, D]``; v_cache: ``[B, L, G, Dv]``; any strides.
-        k: ``[B, T, G, D]``; v: ``[B, T, G, Dv]``.
-        slots: int32 ``[B, T]``, where each token goes; -1 skips it. Of two tokens of a sequence that name one slot
-            the later one stays. Every slot is checked before anything is written.
-    """
-    if tracks_grad(k_cache, v_cache, k, v):
-        _append_kv(k_cache, v_cache, k, v, slots)
-        return
-    with BelowADInplaceOrView():
-        _append_kv(k_cache, v_cache, k, v, slots)
-    if not k_cache.is_inference():
-        increment_version((k_cache, v_cache))

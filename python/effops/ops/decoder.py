@@ -32,8 +32,12 @@ def decoder_layer(
     norm_eps: float = 1e-6,
     window: int = 0,
     max_kv_len: int | None = None,
+    *,
+    page_table: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    depths: Tensor | None = None,
 ) -> Tensor:
-    """A pre-norm layer of the Llama family over a dense cache: what its ops do one after the other, with the same bits.
+    """A pre-norm layer of the Llama family over a cache: what its ops do one after the other, with the same bits.
 
     ::
 
@@ -53,6 +57,8 @@ def decoder_layer(
         k_cache, v_cache: ``[B, L, G, D]``, written in place; slots: int32 ``[B, T]``; kv_lens: int32 ``[B]``, the new
             tokens included. All indices are checked before anything is written.
         window: visible keys to the left; 0: all. max_kv_len: host-side bound of ``kv_lens``.
+        page_table: int32 ``[B, entries]``: the caches are pages, as in :func:`paged_attention`.
+        ancestors, depths: the T tokens are a tree, as in :func:`tree_attention`, rather than consecutive.
 
     Returns:
         ``[B, T, d]``. No gradient: raises where one is asked for.
@@ -61,10 +67,15 @@ def decoder_layer(
         x, attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, cos, sin,
         positions, k_cache, v_cache, slots, kv_lens, norm_eps, window, max_kv_len,
     )  # fmt: skip
+    options: dict[str, Tensor | None] = {}
+    if page_table is not None:
+        options["page_table"] = page_table
+    if ancestors is not None or depths is not None:
+        options |= {"ancestors": ancestors, "depths": depths}
     if is_compiling() or (torch.is_grad_enabled() and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)))):
-        return _decoder_layer(*arguments)
+        return _decoder_layer(*arguments, **options)
     with BelowADInplaceOrView():
-        out = _decoder_layer(*arguments)
+        out = _decoder_layer(*arguments, **options)
     if not k_cache.is_inference():
         increment_version((k_cache, v_cache))
     return out

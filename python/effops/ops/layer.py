@@ -45,23 +45,32 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
 
 
 def rotary_append(
-    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    page_table: Tensor | None = None,
 ) -> Tensor:
     """:func:`rotary` of the query and key heads of a fused projection and :func:`append_kv` of its keys and values.
 
     Args:
         qkv: ``[B, T, H + 2G, D]``: query heads, key heads, value heads, as a fused projection gives them.
         cos, sin, positions: as in :func:`rotary`.
-        k_cache, v_cache: ``[B, L, G, D]``, any strides, written in place; slots: int32 ``[B, T]``, as in
+        k_cache, v_cache: ``[B, L, G, D]``, any strides, written in place; slots: int32 ``[B, T]``; page_table, as in
             :func:`append_kv`. Every position and slot is checked before anything is written.
 
     Returns:
         The turned queries ``[B, T, H, D]``, contiguous. The same bits as the two ops. No gradient.
     """
+    options = {} if page_table is None else {"page_table": page_table}
     if tracks_grad(qkv, cos, sin, k_cache, v_cache):
-        return _rotary_append(qkv, cos, sin, positions, k_cache, v_cache, slots)
+        return _rotary_append(qkv, cos, sin, positions, k_cache, v_cache, slots, **options)
     with BelowADInplaceOrView():
-        q = _rotary_append(qkv, cos, sin, positions, k_cache, v_cache, slots)
+        q = _rotary_append(qkv, cos, sin, positions, k_cache, v_cache, slots, **options)
     if not k_cache.is_inference():
         increment_version((k_cache, v_cache))
     return q

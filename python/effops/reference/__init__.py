@@ -7,7 +7,8 @@ differentiable through autograd. Nothing here imports the rest of effops.
 
 from __future__ import annotations
 
-from effops.reference.attention import allowed_keys, append_kv, attention, merge_states, varlen_attention
+from effops.reference.attention import allowed_keys, attention, merge_states, varlen_attention
+from effops.reference.cache import append_kv, commit_kv, pack_mask, paged_attention, tree_attention, tree_mask
 from effops.reference.layer import (
     decoder_layer,
     pack_weight,
@@ -22,13 +23,18 @@ __all__ = [
     "allowed_keys",
     "append_kv",
     "attention",
+    "commit_kv",
     "decoder_layer",
     "merge_states",
+    "pack_mask",
     "pack_weight",
     "packed_linear",
+    "paged_attention",
     "rms_norm",
     "rotary",
     "rotary_append",
     "silu_mul",
+    "tree_attention",
+    "tree_mask",
     "varlen_attention",
 ]

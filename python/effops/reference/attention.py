@@ -80,9 +80,8 @@ def attention(
     [H] add one logit a head to the denominator only; lse includes it. ``max_kv_len`` only bounds work
     elsewhere and means nothing here.
     """
-    batch, q_len, heads, head_dim = q.shape
-    capacity, kv_heads = k.shape[1], k.shape[2]
-    dtype = _compute_dtype(q)
+    batch, q_len = q.shape[:2]
+    capacity = k.shape[1]
     if window and head_windows is not None:
         raise RuntimeError("attention: head_windows: expected None beside window, got both")
 
@@ -103,19 +102,37 @@ def attention(
         num_sinks=num_sinks,
         prefix_lens=None if prefix_lens is None else prefix_lens.to(torch.int64),
     )
-    group = heads // kv_heads
-    allowed = allowed.repeat_interleave(group if allowed.shape[1] == kv_heads else heads, dim=1)
-
-    # Keys that do not exist may hold anything, NaN included: zeros take their place before any product.
     j = torch.arange(capacity, device=q.device)
-    exists = ((starts[:, None] <= j) & (j < ends[:, None]))[:, :, None, None]
-    keys, values = (torch.where(exists, x.to(dtype), 0).repeat_interleave(group, dim=2) for x in (k, v))
+    exists = (starts[:, None] <= j) & (j < ends[:, None])
+    out, lse = masked_attention(q, k, v, allowed, exists, sink_logits=sink_logits, softcap=softcap, scale=scale)
+    return (out, lse) if return_lse else out
 
+
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor,
+    exists: Tensor,
+    *,
+    sink_logits: Tensor | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out and lse of ``attention`` under a mask: allowed bool [B, G or 1, T, L]; exists bool [B, L] says which keys
+    hold anything at all."""
+    heads, head_dim, kv_heads = q.shape[2], q.shape[3], k.shape[2]
+    dtype, group = _compute_dtype(q), heads // kv_heads
+    allowed = allowed.repeat_interleave(group if allowed.shape[1] == kv_heads else heads, dim=1)
+    # Keys that do not exist may hold anything, NaN included: zeros take their place before any product.
+    keys, values = (
+        torch.where(exists[:, :, None, None], x.to(dtype), 0).repeat_interleave(group, dim=2) for x in (k, v)
+    )
     scores = torch.einsum("bthd,blhd->bhtl", q.to(dtype), keys) * (head_dim**-0.5 if scale is None else scale)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     out, lse = _softmax_product(scores, allowed, values, sink_logits)
-    return (out.to(q.dtype), lse) if return_lse else out.to(q.dtype)
+    return out.to(q.dtype), lse
 
 
 def _softmax_product(
@@ -208,16 +225,3 @@ def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     parts = torch.where(absent[..., None], 0.0, outs.to(dtype))
     out = (parts * (weights / divisor)[..., None]).sum(0)
     return out.to(outs.dtype), torch.where(empty, -torch.inf, highest + torch.log(divisor))
-
-
-def append_kv(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> None:
-    """Writes k [B,T,G,D], v [B,T,G,Dv] in place into k_cache [B,L,G,D], v_cache [B,L,G,Dv] at slots int32
-    [B,T].
-
-    A slot of -1 is skipped.
-    """
-    for b, row in enumerate(slots.tolist()):
-        for t, slot in enumerate(row):
-            if slot >= 0:
-                k_cache[b, slot] = k[b, t]
-                v_cache[b, slot] = v[b, t]

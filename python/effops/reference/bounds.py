@@ -15,12 +15,14 @@ inputs; what lies outside a sequence's valid keys may be anything.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from effops.reference.attention import _per_sequence, attention, merge_states
+from effops.reference.cache import _row_slices, _unpaged, pack_mask, tree_attention, tree_mask
 from effops.reference.layer import packed_linear, rms_norm, rotary, silu_mul
 
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -88,17 +90,32 @@ def attention_bound(
     ``rounded_scores`` allows what our kernels never do and other programs may: products rounded to the inputs' dtype
     before the scale and after it (2 u S).
     """
+    batch, capacity = q.shape[0], k.shape[1]
+    ends = _per_sequence(options.get("kv_lens"), capacity, batch, q.device)
+    starts = _per_sequence(options.get("kv_starts"), 0, batch, q.device).clamp(max=ends)
+    return _attention_bound(attention, q, k, v, (starts, ends), rounded_scores, options)
+
+
+def _attention_bound(
+    attend: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: tuple[Tensor, Tensor],
+    rounded_scores: bool,
+    options: dict[str, Any],
+) -> tuple[Interval, Interval]:
+    """The bound of ``attend(q, k, v, **options)``, whatever it masks of the keys [starts, ends) of each sequence."""
     options = {**options, "return_lse": True}
     u, w = ROUNDOFF[q.dtype], _compute_roundoff(q.dtype)
     q64, k64, v64 = (x.detach().to(torch.float64) for x in (q, k, v))
     sinks = options["sink_logits"] = _wide(options.get("sink_logits"))
-    out, lse = attention(q64, k64, v64, **options)
-    magnitude, _ = attention(q64, k64, v64.abs(), **options)
+    out, lse = attend(q64, k64, v64, **options)
+    magnitude, _ = attend(q64, k64, v64.abs(), **options)
 
-    batch, capacity, head_dim, group = q.shape[0], k.shape[1], q.shape[3], q.shape[2] // k.shape[2]
+    capacity, head_dim, group = k.shape[1], q.shape[3], q.shape[2] // k.shape[2]
     scale = abs(head_dim**-0.5 if options.get("scale") is None else options["scale"])
-    ends = _per_sequence(options.get("kv_lens"), capacity, batch, q.device)
-    starts = _per_sequence(options.get("kv_starts"), 0, batch, q.device).clamp(max=ends)
+    starts, ends = keys
     j = torch.arange(capacity, device=q.device)
     exists = ((starts[:, None] <= j) & (j < ends[:, None]))[:, :, None, None]
     k_abs, v_abs = (torch.where(exists, x.abs(), 0).repeat_interleave(group, 2) for x in (k64, v64))
@@ -124,6 +141,69 @@ def attention_bound(
     empty = lse == -torch.inf
     out_error = torch.where(empty[..., None], 0.0, out_error)
     return _interval(out, out_error, q.dtype), _interval(lse, torch.where(empty, 0.0, lse_error), q.dtype)
+
+
+def paged_attention_bound(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, kv_lens: Tensor, **options: Any
+) -> tuple[Interval, Interval]:
+    """out and lse of ``paged_attention``: each sequence's and KV head's bound."""
+    return _cached_bound(attention, q, k_pages, v_pages, page_table=page_table, kv_lens=kv_lens, **options)
+
+
+def tree_attention_bound(
+    q: Tensor, k: Tensor, v: Tensor, ancestors: Tensor, **options: Any
+) -> tuple[Interval, Interval]:
+    """out and lse of ``tree_attention``: each sequence's and KV head's bound."""
+    return _cached_bound(tree_attention, q, k, v, ancestors=ancestors, **options)
+
+
+def _cached_bound(
+    attend: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    page_table: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    kv_lens: Tensor | None = None,
+    **options: Any,
+) -> tuple[Interval, Interval]:
+    for name in ("return_lse", "max_q_len", "max_kv_len"):
+        options.pop(name, None)
+    rounded_scores = options.pop("rounded_scores", False)
+    out, lse = (Interval(*(q.new_zeros(shape, dtype=torch.float64) for _ in range(2)))
+                for shape in ((*q.shape[:-1], v.shape[-1]), q.shape[:-1]))  # fmt: skip
+    lse.value.fill_(-torch.inf)
+    kv_heads = k.shape[2]
+    group = q.shape[-2] // kv_heads
+    rows = [_row_slices(x, cu_seqlens_q) for x in (q, *out, *lse)]
+    a_sequence = ("kv_starts", "prefix_lens", "ancestors", "depths")
+    for b, (own, *results) in enumerate(zip(*rows, strict=True)):
+        tokens = own.shape[0]
+        chosen = {n: x[min(b, x.shape[0] - 1) :][:1] if n in a_sequence and x is not None and x.shape[0] else x
+                  for n, x in options.items()}  # fmt: skip
+        if "ancestors" in options:
+            mask = tree_mask(chosen["ancestors"])[:, :tokens, :tokens]
+            chosen["ancestors"] = pack_mask(mask)
+            chosen["depths"] = mask.sum(-1) - 1 if chosen.get("depths") is None else chosen["depths"][:, :tokens]
+        start = int(chosen["kv_starts"][0]) if chosen.get("kv_starts") is not None else 0
+        for g in range(kv_heads):
+            heads = slice(g * group, (g + 1) * group)
+            end = k.shape[1] if kv_lens is None else int(kv_lens[b] if kv_lens.dim() == 1 else kv_lens[b, g])
+            if page_table is None:
+                own_k, own_v = (x[b : b + 1, :end, g : g + 1] for x in (k, v))
+            else:
+                own_k, own_v = _unpaged(k, v, page_table, b, g, end, start)
+            alone = dict(chosen)
+            if alone.get("head_windows") is not None:
+                alone["head_windows"] = alone["head_windows"][g : g + 1]
+            if alone.get("sink_logits") is not None:
+                alone["sink_logits"] = alone["sink_logits"][heads]
+            limits = torch.tensor([min(start, end)]), torch.tensor([end])
+            part = _attention_bound(attend, own[None, :, heads], own_k, own_v, limits, rounded_scores, alone)
+            for to, x in zip(results, (*part[0], *part[1]), strict=True):
+                to[:, heads] = x[0]
+    return out, lse
 
 
 def varlen_attention_bound(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from effops.reference.attention import append_kv, attention
+from effops.reference.attention import attention
+from effops.reference.cache import append_kv, paged_attention, tree_attention
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -68,12 +69,20 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
 
 
 def rotary_append(
-    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    page_table: Tensor | None = None,
 ) -> Tensor:
     """Turns the query and key heads of qkv [B,T,H+2G,D], appends keys and values, returns the queries [B,T,H,D]."""
     kv_heads = k_cache.shape[2]
     q, k, v = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
-    append_kv(k_cache, v_cache, rotary(k, cos, sin, positions), v, slots)
+    append_kv(k_cache, v_cache, rotary(k, cos, sin, positions), v, slots, page_table=page_table)
     return rotary(q, cos, sin, positions)
 
 
@@ -105,12 +114,24 @@ def decoder_layer(
     norm_eps: float = 1e-6,
     window: int = 0,
     max_kv_len: int | None = None,
+    *,
+    page_table: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    depths: Tensor | None = None,
 ) -> Tensor:
-    """A pre-norm decoder layer x [B,T,d] -> [B,T,d] over a dense cache [B,L,G,D], which it writes at ``slots``."""
+    """A pre-norm decoder layer x [B,T,d] -> [B,T,d] over a cache [B,L,G,D] or pages, which it writes at ``slots``;
+    causal, or under the tree mask of ``ancestors``."""
     heads = packed_linear(x, qkv, qkv_bias, norm=attention_norm, norm_eps=norm_eps)
     heads = heads.unflatten(2, (-1, k_cache.shape[3]))
-    q = rotary_append(heads, cos, sin, positions, k_cache, v_cache, slots)
-    mixed = attention(q, k_cache, v_cache, kv_lens=kv_lens, causal=True, window=window, max_kv_len=max_kv_len)
+    q = rotary_append(heads, cos, sin, positions, k_cache, v_cache, slots, page_table=page_table)
+    if ancestors is not None:
+        mixed = tree_attention(
+            q, k_cache, v_cache, ancestors, depths=depths, kv_lens=kv_lens, page_table=page_table, window=window
+        )
+    elif page_table is not None:
+        mixed = paged_attention(q, k_cache, v_cache, page_table, kv_lens, causal=True, window=window)
+    else:
+        mixed = attention(q, k_cache, v_cache, kv_lens=kv_lens, causal=True, window=window, max_kv_len=max_kv_len)
     assert isinstance(mixed, Tensor)
     y = packed_linear(mixed.flatten(2), o, o_bias, residual=x)
     hidden = packed_linear(y, gate_up, gate_up_bias, norm=mlp_norm, norm_eps=norm_eps)
