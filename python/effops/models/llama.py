@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from effops.cache import DenseKVCache, KVCache, LayerCache, Step
+from effops.cache import DenseKVCache, KVCache, LayerCache, PagedKVCache, Step, TreeNodes
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
@@ -84,32 +84,62 @@ class Llama(nn.Module):
             device=self.device,
         )
 
+    def new_paged_cache(self, batch_size: int, num_pages: int, page_size: int = 16) -> PagedKVCache:
+        """An empty cache of pages that fits this model; a sequence may have the model's context."""
+        c = self.config
+        return PagedKVCache(
+            c.num_hidden_layers,
+            batch_size,
+            num_pages,
+            page_size,
+            c.num_key_value_heads,
+            c.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
     def forward(
         self,
         tokens: Tensor,
         cache: KVCache | None = None,
         *,
         lengths: Sequence[int] | None = None,
+        tree: TreeNodes | None = None,
         logits_to_keep: int | None = None,
     ) -> Tensor:
         """Logits [B,T,V] of tokens int64 [B,T], or of the last ``logits_to_keep`` positions only.
 
         Without a cache the tokens are whole sequences, and gradients flow. With a cache they continue what it
         holds, and no gradient is recorded; ``lengths[b]`` says how many of row b's tokens are real where rows
-        are padded on the left.
+        are padded on the left. ``tree`` says that the tokens are trees rather than consecutive; ``cache.commit`` then
+        keeps the accepted ones.
         """
         if cache is None:
-            if lengths is not None:
-                raise ValueError("Llama: lengths: expected a cache beside it, got None")
-            return self._forward(tokens, None, None, logits_to_keep)
-        if torch.is_grad_enabled():
+            for name, given in (("lengths", lengths), ("tree", tree)):
+                if given is not None:
+                    raise ValueError(f"Llama: {name}: expected a cache beside it, got None")
+        own: Any = self._modules
+        x = self.hidden_states(tokens, cache, lengths=lengths, tree=tree, keep=logits_to_keep, normed=False)
+        if cache is not None and torch.is_grad_enabled():
             with torch.no_grad():
-                return self._forward(tokens, cache, lengths, logits_to_keep)
-        return self._forward(tokens, cache, lengths, logits_to_keep)
+                return own["lm_head"].forward(x, None, own["norm"])
+        return own["lm_head"].forward(x, None, own["norm"])
 
-    def _forward(
-        self, tokens: Tensor, cache: KVCache | None, lengths: Sequence[int] | None, logits_to_keep: int | None
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        tree: TreeNodes | None = None,
+        keep: int | None = None,
+        normed: bool = True,
     ) -> Tensor:
+        """The last layer's output [B,T,d] (of the last ``keep`` tokens only), after the final norm if ``normed``; what
+        :meth:`logits` and draft heads read. The other arguments are those of the call."""
+        if cache is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.hidden_states(tokens, cache, lengths=lengths, tree=tree, keep=keep, normed=normed)
         own: Any = self._modules
         batch, count = tokens.shape
         x = torch.embedding(own["embed_tokens"]._parameters["weight"], tokens)
@@ -119,15 +149,20 @@ class Llama(nn.Module):
             positions = torch.arange(count, dtype=torch.int32, device=tokens.device).expand(batch, -1)
             rope = Rope(*self.rotary.tables(count, x.device), positions)
         else:
-            step, layer_caches = cache.plan(count, lengths), cache.layers
-            rope = Rope(*self.rotary.tables(step.max_kv_len, x.device), step.positions)
+            step, layer_caches = cache.plan(count, lengths, tree), cache.layers
+            rope = Rope(*self.rotary.tables(step.span, x.device), step.positions)
         *first, last = zip(own["layers"]._modules.values(), layer_caches, strict=True)
         for layer, kv in first:
             x = layer.forward(x, rope, kv, step)
-        x = last[0].forward(x, rope, last[1], step, logits_to_keep)
+        x = last[0].forward(x, rope, last[1], step, keep)
         if cache is not None and step is not None:
             cache.advance(step)
-        return own["lm_head"].forward(x, None, own["norm"])
+        return own["norm"].forward(x) if normed else x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [...,V] of normed hidden states [...,d]."""
+        head: Any = self._modules["lm_head"]
+        return cast(Tensor, head.forward(hidden))
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Every weight under its Hugging Face name; fused weights appear as views of their parts."""

@@ -85,10 +85,10 @@ class Attention(nn.Module):
             q, k = functional.rotary(q, *rope), functional.rotary(k, *rope)
             if cache is not None and step is not None:
                 cache.append(k, v, step)
-        if keep is not None and keep < tokens:
+        if keep is not None and keep < tokens and (step is None or step.tree is None):
             q = q[:, tokens - keep :]
         if cache is None or step is None:
             out = ops.attention(q, k, v, causal=True, window=self.window)
         else:
-            out = cache.attend(q, step, causal=True, window=self.window)
+            out = cache.attend(q, step, window=self.window)
         return own["o_proj"].forward(out.flatten(2), residual)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from effops import ops
-from effops.cache import DenseLayer, LayerCache, Step
+from effops.cache import DenseLayer, LayerCache, PagedLayer, Step
 from effops.nn.attention import Attention, Rope
 from effops.nn.basic import MLP, Linear, RMSNorm
 
@@ -16,8 +16,8 @@ from effops.nn.basic import MLP, Linear, RMSNorm
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(·)); norms and additions happen in the projections' own calls.
 
-    Over a dense cache and without gradients the layer is one op, ``decoder_layer``, unless one of its parts was
-    replaced; the bits are the same.
+    Over a dense or paged cache and without gradients the layer is one op, ``decoder_layer``, unless one of its parts
+    was replaced; the bits are the same.
     """
 
     def __init__(
@@ -41,14 +41,23 @@ class DecoderLayer(nn.Module):
         values."""
         own: Any = self._modules
         if keep is None or keep >= x.shape[1]:
-            if type(cache) is DenseLayer and step is not None and not torch.is_grad_enabled():
+            if (
+                (type(cache) is DenseLayer or type(cache) is PagedLayer)
+                and step is not None
+                and not torch.is_grad_enabled()
+            ):
                 weights = self._weights()
                 if weights is not None and x.dtype is not torch.float64:
                     arguments: Any = (
                         *weights, *rope, cache.k, cache.v, step.slots, step.kv_lens, own["input_layernorm"].eps,
                         own["self_attn"].window or 0, step.max_kv_len,
                     )  # fmt: skip
-                    return ops.decoder_layer(x, *arguments)
+                    if step.tree is not None:
+                        tree = step.tree
+                        return ops.decoder_layer(
+                            x, *arguments, page_table=step.page_table, ancestors=tree.ancestors, depths=tree.depths
+                        )
+                    return ops.decoder_layer(x, *arguments, page_table=step.page_table)
             last = x
         else:
             last = x[:, x.shape[1] - keep :]

@@ -124,6 +124,15 @@ class RotaryEmbedding:
         assert self._tables is not None
         return self._tables
 
+    def one_table(self, first: int, last: int) -> bool:
+        """Whether sequences of every length from ``first`` to ``last`` tokens turn by the same angles. Tokens of a step
+        that stand at several depths share one table, so that it has to be that of each."""
+        kind = self.parameters.get("rope_type", "default")
+        trained = self.parameters.get("original_max_position_embeddings") or self.max_position_embeddings
+        if kind == "dynamic":
+            return last <= self.max_position_embeddings or first == last
+        return kind != "longrope" or last <= trained or first > trained
+
     def _build(self, length: int, device: torch.device) -> None:
         kind = self.parameters.get("rope_type", "default")
         trained = self.parameters.get("original_max_position_embeddings") or self.max_position_embeddings

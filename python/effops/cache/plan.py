@@ -1,0 +1,114 @@
+"""The lengths of a batch of sequences, and the steps that extend them: what dense and paged caches share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from effops.cache.base import AcceptedNodes, Step, TreeNodes
+
+
+class Lengths:
+    """``lengths`` on the host and ``kv_lens`` int32 [B] as a tensor, and where the tokens of the next step go."""
+
+    def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
+        self.batch_size, self.capacity, self._device = batch_size, capacity, device
+        with torch.inference_mode(False):  # usable both inside and outside of inference mode
+            self._range = torch.arange(capacity, dtype=torch.int32, device=device)
+        self._set_lengths([0] * batch_size)
+
+    @property
+    def kv_lens(self) -> Tensor:
+        """int32 [B]: keys held of each sequence."""
+        return self._kv_lens
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+        with torch.inference_mode(False):
+            self._kv_lens = torch.tensor(lengths, dtype=torch.int32, device=self._device)
+        self._pending: Step | None = None
+
+    def _error(self, argument: str, expected: str, got: object) -> ValueError:
+        return ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {got}")
+
+    def _plan(self, tokens: int, lengths: Sequence[int] | None, tree: TreeNodes | None) -> Step:
+        new = [tokens] * self.batch_size if lengths is None else list(lengths)
+        if tree is not None:
+            if lengths is not None:
+                raise self._error("lengths", "None beside a tree", new)
+            return self._plan_tree(tokens, tree)
+        if len(new) != self.batch_size or not all(0 <= n <= tokens for n in new):
+            raise self._error("lengths", f"{self.batch_size} numbers from 0 to {tokens}", new)
+        after = [a + b for a, b in zip(self.lengths, new, strict=True)]
+        longest = max(after, default=0)
+        if longest > self.capacity:
+            raise self._error("tokens", f"at most {self.capacity} a sequence", longest)
+        if lengths is None:
+            if min(self.lengths, default=0) == longest - tokens:  # all alike: a slice, no arithmetic
+                slots = self._range[longest - tokens : longest].expand(self.batch_size, -1)
+            else:
+                slots = self._kv_lens[:, None] + self._range[:tokens]
+            return Step(slots, slots, self._kv_lens + tokens, after, longest, longest)
+
+        count = torch.tensor(new, dtype=torch.int32, device=self._device)
+        kv_lens = self._kv_lens + count
+        column = torch.arange(tokens, dtype=torch.int32, device=self._device)
+        padding = column < tokens - count[:, None]
+        place = kv_lens[:, None] - tokens + column
+        return Step(place.masked_fill(padding, 0), place.masked_fill(padding, -1), kv_lens, after, longest, longest)
+
+    def _plan_tree(self, tokens: int, tree: TreeNodes) -> Step:
+        """Every node has a slot after the committed keys, in the order of nodes, and the position of its depth."""
+        present = tree.present
+        if present is not None and len(present) != self.batch_size:
+            raise self._error("tree", f"{self.batch_size} sequences", len(present))
+        if tree.depths.shape[1] != tokens:
+            raise self._error("tree", f"{tokens} nodes", tree.depths.shape[1])
+        base = self.lengths if present is None else [n for n, there in zip(self.lengths, present, strict=True) if there]
+        longest = max(base, default=0)
+        if longest + tokens > self.capacity and base:
+            raise self._error("tokens", f"at most {self.capacity} a sequence", longest + tokens)
+        before = self._kv_lens[:, None]
+        positions, slots, kv_lens = before + tree.depths, before + self._range[:tokens], self._kv_lens + tokens
+        after = [n + tokens for n in self.lengths]
+        if present is not None and not all(present):
+            absent = ~torch.tensor(present, dtype=torch.bool, device=self._device)
+            positions, slots = positions.masked_fill(absent[:, None], 0), slots.masked_fill(absent[:, None], -1)
+            kv_lens = kv_lens.masked_fill(absent, 0)
+            after = [n if there else 0 for n, there in zip(after, present, strict=True)]
+        return Step(positions, slots, kv_lens, after, longest + tokens, longest + tree.max_depth + 1, tree)
+
+    def advance(self, step: Step) -> None:
+        if step.tree is not None:
+            self._pending = step
+            return
+        self.lengths, self._kv_lens, self._pending = step.lengths, step.kv_lens, None
+
+    def _accept(self, accepted: AcceptedNodes) -> tuple[Tensor, bool]:
+        """Counts the accepted nodes in; the sequences' lengths before them, and whether any row has to move."""
+        if self._pending is None:
+            raise self._error("accepted", "a step over trees before it", "none")
+        nodes, count = accepted.nodes.tolist(), accepted.count.tolist()
+        tokens = self._pending.slots.shape[1]
+        if len(nodes) != self.batch_size or not all(
+            0 <= n <= min(tokens, len(r)) for r, n in zip(nodes, count, strict=True)
+        ):
+            raise self._error("accepted", f"{self.batch_size} counts up to {tokens}", count)
+        starts = self._kv_lens
+        moves = any(row[:n] != list(range(n)) for row, n in zip(nodes, count, strict=True))
+        self.lengths = [a + b for a, b in zip(self.lengths, count, strict=True)]
+        self._kv_lens, self._pending = self._kv_lens + accepted.count, None
+        return starts, moves
+
+    def _shorten(self, lengths: Sequence[int]) -> None:
+        after = list(lengths)
+        if len(after) != self.batch_size or not all(0 <= n <= m for n, m in zip(after, self.lengths, strict=False)):
+            raise self._error("lengths", f"{self.batch_size} numbers up to {self.lengths}", after)
+        self._set_lengths(after)
+
+    def _reordered(self, rows: Sequence[int]) -> list[int]:
+        if len(rows) != self.batch_size or not all(0 <= r < self.batch_size for r in rows):
+            raise self._error("rows", f"{self.batch_size} numbers below {self.batch_size}", list(rows))
+        return [self.lengths[r] for r in rows]
