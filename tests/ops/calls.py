@@ -79,6 +79,10 @@ def decoder_layer() -> Arguments:
     }  # fmt: skip
 
 
+def sampling() -> Arguments:
+    return {"logits": normal(2, 3, 9), "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+
+
 CALLS = {
     "append_kv": append_kv,
     "attention": attention,
@@ -89,6 +93,8 @@ CALLS = {
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
     "rotary": rotary,
     "rotary_append": rotary_append,
+    "sample": lambda: sampling() | {"uniforms": torch.linspace(0, 0.99, 6, dtype=torch.float64).view(2, 3)},
+    "sampling_probs": sampling,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),

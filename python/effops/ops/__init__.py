@@ -4,6 +4,7 @@ from effops.ops.attention import append_kv, attention, merge_states, varlen_atte
 from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
+from effops.ops.sampling import sample, sampling_probs
 
 __all__ = [
     "PackedWeight",
@@ -16,6 +17,8 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_append",
+    "sample",
+    "sampling_probs",
     "silu_mul",
     "varlen_attention",
 ]
