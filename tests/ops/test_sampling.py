@@ -90,7 +90,7 @@ def test_law_and_draw(dtype, data):
 
 
 @DTYPE
-@pytest.mark.parametrize("size", [1, 2, 8, 64, 512, 4096])
+@pytest.mark.parametrize("size", [1, 2, 8, 64, 1024])
 def test_equal_logits(dtype, size):
     """A power of two of them: probabilities and their sums are exact, and so are draws at their very edges."""
     x = torch.full((3 * size,), -2.5, dtype=DTYPES[dtype])
