@@ -53,8 +53,10 @@ class Sampler:
             uniforms = torch.zeros(logits.shape[:-1], dtype=torch.float64, device=logits.device)
             if self.temperature > 0:  # a greedy sampler leaves the generator as it is
                 uniforms.uniform_(generator=self.generator)
+        if logits.requires_grad:
+            logits = logits.detach()
         source = ops if logits.device.type == "cpu" else reference
-        return source.sample(logits.detach(), uniforms.double(), **self._filters())
+        return source.sample(logits, uniforms.double(), **self._filters())
 
     def _filters(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
