@@ -18,6 +18,7 @@ class Mutant:
 
 PROBLEM, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("problem.h", "plan.h", "plan.cpp"))
 ROWS, STREAM, BLOCK, BACKWARD = (f"csrc/cpu/attention/{f}.h" for f in ("rows", "stream", "block", "backward"))
+SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -337,5 +338,54 @@ MUTANTS = (
         "copy_row(at(node), p.cache.dim, at(j), p.cache.dim, p.dim, p.bytes);",
         "copy_row(at(j), p.cache.dim, at(node), p.cache.dim, p.dim, p.bytes);",
         "an accepted node that is not at its place",
+    ),
+    Mutant(
+        "top-p-without-its-last-token",
+        SELECT,
+        "above + static_cast<double>(ties) * mass[0] < enough",
+        "above + static_cast<double>(ties + 1) * mass[0] <= enough",
+        "top-p that ends inside of equal logits",
+    ),
+    Mutant(
+        "all-ties-kept",
+        SAMPLING,
+        "stays = edge.ties-- > 0;",
+        "stays = true;",
+        "top-k that ends inside of equal logits",
+    ),
+    Mutant(
+        "top-p-of-the-unfiltered-mass",
+        SAMPLING,
+        "weigh(weights_, count_, weights_);\n    total_ = sum_of(weights_, count_);",
+        "weigh_all();\n    for (int64_t i = 0; i < count_; ++i) weights_[i] = weights_[ids_[i]];",
+        "top-p after top-k",
+    ),
+    Mutant(
+        "min-p-of-the-sum",
+        SAMPLING,
+        "return weights_[i] >= p_.min_p;",
+        "return weights_[i] >= p_.min_p * total_;",
+        "min-p after another filter",
+    ),
+    Mutant(
+        "draw-of-an-excluded-token",
+        SAMPLING,
+        "if (weights_[i] == 0) continue;\n      last = i;",
+        "last = i;",
+        "a uniform just below 1 whose product with the sum rounds up to it, an excluded last token",
+    ),
+    Mutant(
+        "nan-in-a-tail-unseen",
+        SAMPLING,
+        "if (!(logit(i) < kInfinity)) flawed = V::set1(1);",
+        "",
+        "NaN in the last logits of a row",
+    ),
+    Mutant(
+        "radix-of-too-few-bits",
+        SELECT,
+        "if (shift == 0) break;",
+        "if (shift <= 10) break;",
+        "top-k or top-p over logits that differ in their lower bits only",
     ),
 )

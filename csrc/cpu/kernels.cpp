@@ -5,6 +5,7 @@
 #include "cpu/attention/backward.h"
 #include "cpu/gemv/linear.h"
 #include "cpu/layer/layer.h"
+#include "cpu/sampling/sampling.h"
 
 #define EFFOPS_CONCAT_(a, b) a##b
 #define EFFOPS_CONCAT(a, b) EFFOPS_CONCAT_(a, b)
@@ -40,6 +41,7 @@ EFFOPS_KERNEL(rotary, RotaryProblem)
 EFFOPS_KERNEL(rotary_append, RotaryAppendProblem)
 EFFOPS_KERNEL(silu_mul, SiluMulProblem)
 EFFOPS_KERNEL(add, AddProblem)
+EFFOPS_KERNEL(sampling, SamplingProblem)
 
 void attention_backward(const AttentionProblem& p, const AttentionGradients& g, const Parallel& parallel) {
   by_dtype(p.dtype, [&](auto* t) { attention_backward_typed<std::remove_pointer_t<decltype(t)>>(p, g, parallel); });
@@ -53,5 +55,5 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::merge_states,  &effops::cpu::EFFOPS_ISA::linear,
     &effops::cpu::EFFOPS_ISA::rms_norm,      &effops::cpu::EFFOPS_ISA::rotary,
     &effops::cpu::EFFOPS_ISA::rotary_append, &effops::cpu::EFFOPS_ISA::silu_mul,
-    &effops::cpu::EFFOPS_ISA::add,
+    &effops::cpu::EFFOPS_ISA::add,           &effops::cpu::EFFOPS_ISA::sampling,
 };

@@ -5,6 +5,7 @@
 #include "common/layer_problem.h"
 #include "common/linear_problem.h"
 #include "common/parallel.h"
+#include "common/sampling_problem.h"
 
 namespace effops::cpu {
 
@@ -20,6 +21,7 @@ struct Kernels {
   void (*rotary_append)(const RotaryAppendProblem&, const Parallel&);
   void (*silu_mul)(const SiluMulProblem&, const Parallel&);
   void (*add)(const AddProblem&, const Parallel&);
+  void (*sampling)(const SamplingProblem&, const Parallel&);
 };
 
 // The table of an instruction set of this build, and of the one in use (see isa.h).

@@ -4,6 +4,7 @@
 #define EFFOPS_MASKS                                                                                        \
   "bool causal=False, int window=0, int num_sinks=0, Tensor? prefix_lens=None, Tensor? head_windows=None, " \
   "Tensor? sink_logits=None, float softcap=0.0, float? scale=None"
+#define EFFOPS_FILTERS "float temperature=1.0, int top_k=0, float top_p=1.0, float min_p=0.0"
 
 STABLE_TORCH_LIBRARY(effops, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, *, Tensor? kv_lens=None, Tensor? kv_starts=None, " EFFOPS_MASKS
@@ -49,4 +50,6 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
       "Tensor slots, *, Tensor? page_table=None) -> Tensor");
   m.def("silu_mul(Tensor x) -> Tensor");
+  m.def("sample(Tensor logits, Tensor uniforms, *, " EFFOPS_FILTERS ") -> Tensor");
+  m.def("sampling_probs(Tensor logits, *, " EFFOPS_FILTERS ") -> Tensor");
 }

@@ -29,7 +29,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             head_dim, v_dim, window, num_sinks``; merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
             ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
-            rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``.
+            rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
+            sample, sampling_probs: ``rows, vocab``.
 
     Raises:
         ValueError: an unknown op, dtype or size, or sizes that do not fit. RuntimeError: no host module.
@@ -110,15 +111,18 @@ def _decoder_layer(*, dtype: str, width: int, inner: int, batch: int = 1, q_len:
     return "\n".join(["backend: cpu", f"isa: {_host().cpu_isa()}", *lines, _REFUSED])
 
 
-def _one_pass(dtype: str, loop: str, read: int, written: int, gradient: str = _REFUSED) -> str:
-    """Ops that read their inputs once and write their result once; counts are elements."""
+def _one_pass(
+    dtype: str, loop: str, read: int, written: int, gradient: str = _REFUSED, written_item: int | None = None
+) -> str:
+    """Ops that read their inputs once and write their result once; counts are elements, ``written_item`` the bytes
+    of a written one where it has another dtype."""
     item = _ITEM_BYTES[dtype]
     lines = (
         "backend: cpu",
         f"isa: {_host().cpu_isa()}",
         f"loop: {loop}",
         f"bytes_read: {read * item}",
-        f"bytes_written: {written * item}",
+        f"bytes_written: {written * (written_item or item)}",
         gradient,
     )
     return "\n".join(lines)
@@ -151,6 +155,20 @@ def _rotary_append(*, dtype: str, heads: int, kv_heads: int, head_dim: int, rows
     return _one_pass(dtype, loop, elements, elements)
 
 
+def _sampling(dtype: str, rows: int, vocab: int, written: int, written_item: int) -> str:
+    loop = f"two passes over each of {rows} rows, more over the tokens that top-k, top-p or min-p can keep"
+    gradient = "gradient: none, the op raises where an input requires grad"
+    return _one_pass(dtype, loop, rows * vocab, written, gradient, written_item)
+
+
+def _sample(*, dtype: str, vocab: int, rows: int = 1) -> str:
+    return _sampling(dtype, rows, vocab, rows, 8)
+
+
+def _sampling_probs(*, dtype: str, vocab: int, rows: int = 1) -> str:
+    return _sampling(dtype, rows, vocab, rows * vocab, max(4, _ITEM_BYTES[dtype]))
+
+
 def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"one pass over {rows} rows", rows * dim, rows * (dim // 2))
 
@@ -168,5 +186,7 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "rms_norm": _rms_norm,
     "rotary": _rotary,
     "rotary_append": _rotary_append,
+    "sample": _sample,
+    "sampling_probs": _sampling_probs,
     "silu_mul": _silu_mul,
 }

@@ -48,6 +48,8 @@ def test_passes_and_names_what_it_did(run_cli):
         "append_kv",
         "packed_linear",
         "rotary_append",
+        "sample",
+        "sampling_probs",
         "silu_mul",
     ):
         assert f"\n{op} " in done.stdout

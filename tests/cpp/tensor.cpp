@@ -22,6 +22,7 @@ double decode_f16(uint16_t bits) {
 uint16_t encode_f16(double value) {
   const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   if (value == 0) return sign;
+  if (!std::isfinite(value)) return sign | (std::isnan(value) ? 0x7e00 : 0x7c00);
   int exponent;
   const double fraction = std::frexp(std::abs(value), &exponent) * 2 - 1;  // value = (1 + fraction) * 2^(exponent - 1)
   return static_cast<uint16_t>(sign | (exponent + 14) << 10 | static_cast<int>(fraction * 1024));

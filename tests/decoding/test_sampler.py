@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from effops import ops
 from effops.decoding import Sampler
 
 LAW = torch.tensor([[0.05, 0.30, 0.10, 0.30, 0.25]], dtype=torch.float64)
@@ -27,6 +28,23 @@ def test_filters():
     close(law(top_p=0.61), 0, 0.30 / 0.85, 0, 0.30 / 0.85, 0.25 / 0.85)
     close(law(min_p=0.5), 0, 0.30 / 0.85, 0, 0.30 / 0.85, 0.25 / 0.85)
     close(law(temperature=0), 0, 1, 0, 0, 0)
+
+
+def test_results_are_the_ops():
+    """In float32, with the given uniforms or the generator's, and beside a gradient that nobody asks for."""
+    x, options = 2 * torch.randn(6, 300, generator=torch.Generator().manual_seed(1)), {"top_k": 20, "top_p": 0.9}
+    u = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    sampler, drawn = Sampler(**options, generator=torch.Generator().manual_seed(2)), ops.sample(x, u, **options)
+    p = sampler.probabilities(x)
+    assert p.dtype == torch.float32 and torch.equal(p, ops.sampling_probs(x, **options))
+    assert torch.equal(sampler(x.requires_grad_(), u), drawn) and torch.equal(sampler(x), drawn)
+
+
+def test_greedy_draws_nothing_from_the_generator():
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    Sampler(temperature=0.0, generator=generator)(torch.randn(3, 9))
+    assert torch.equal(generator.get_state(), before)
 
 
 def test_ties_go_to_the_lowest_id():

@@ -109,6 +109,10 @@ def decoder_layer() -> Arguments:
     }  # fmt: skip
 
 
+def sampling() -> Arguments:
+    return {"logits": normal(2, 3, 9), "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+
+
 CALLS = {
     "append_kv": append_kv,
     "attention": attention,
@@ -122,6 +126,8 @@ CALLS = {
     "rotary": rotary,
     "rotary_append": rotary_append,
     "tree_attention": tree_attention,
+    "sample": lambda: sampling() | {"uniforms": torch.linspace(0, 0.99, 6, dtype=torch.float64).view(2, 3)},
+    "sampling_probs": sampling,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),

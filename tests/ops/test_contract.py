@@ -28,9 +28,11 @@ FREE = {
     ("tree_attention", "q", 0), ("tree_attention", "v", 3), ("paged_attention", "page_table", 1),
     ("append_kv", "page_table", 1), ("commit_kv", "page_table", 1), ("rotary_append", "page_table", 1),
     ("decoder_layer", "page_table", 1), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
+    ("sample", "logits", 2),
+    ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1),
 }  # fmt: skip
-ANY_RANK = {("rms_norm", "x"), ("silu_mul", "x")}
+ANY_RANK = {("rms_norm", "x"), ("sampling_probs", "logits"), ("silu_mul", "x")}
 WITH_GRADIENT = {"attention", "varlen_attention", "merge_states"}
 
 
@@ -62,7 +64,8 @@ def test_wrong_dtype(op, name):
     elif name in (tensor_arguments(op)[0], "q"):  # sets the dtype of others
         wrong = [torch.int64, torch.complex64, torch.bool]
     else:
-        wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16]
+        wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16, torch.float32]
+        wrong.remove(call[name].dtype)
     for dtype in wrong:
         blamed = None if name == "q" else name  # d_out is compared with q
         refused(op, call | {name: call[name].to(dtype)}, blamed, "expected dtype .+, got .+")
@@ -72,7 +75,9 @@ def test_wrong_dtype(op, name):
 def test_wrong_rank(op, name):
     call = CALLS[name_of(op)]()
     for x in (call[name][None], call[name][..., None], call[name].select(0, 0), call[name].sum().to(call[name].dtype)):
-        if (name_of(op), name) in ANY_RANK and x.dim() > 0 and x.shape[-1] == call[name].shape[-1]:
+        last = call[name].dim() - 1
+        extends = x.dim() > 0 and (x.shape[-1] == call[name].shape[-1] or (name_of(op), name, last) in FREE)
+        if (name_of(op), name) in ANY_RANK and extends:
             continue
         refused(op, call | {name: x})
 
@@ -130,6 +135,17 @@ def test_requires_grad(op, name):
     assert call[name].grad.shape == call[name].shape and call[name].grad.ne(0).any()
 
 
+def flawed(row: int, value: float) -> Tensor:
+    """Logits of six rows, one of which has this value; the row after it has none but -inf."""
+    logits = normal(6, 9)
+    logits[row, 7], logits[row + 1] = value, -torch.inf
+    return logits.view(2, 3, 9)
+
+
+def uniforms(third: float) -> Tensor:
+    return torch.tensor([0.0, 0.5, third, 0.1, 2.0, 0.3], dtype=torch.float64).view(2, 3)
+
+
 VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("attention", "kv_lens", int32(9, -1), r"expected values in \[0, 9\] .+, got -1 at index 1"),
     ("attention", "kv_lens", int32(10, 9), r"expected values in \[0, 9\] .+, got 10 at index 0"),
@@ -182,6 +198,23 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("rotary_append", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index"),
     ("rotary_append", "slots", int32(0, 1, 2, 3, 4, 8).view(2, 3), r"expected .+ \[-1, 8\), got 8 at index \[1, 2\]"),
     ("rotary_append", "slots", int32(-2, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[-1, 8\), got -2 at index"),
+    ("sample", "logits", normal(2, 3, 0), r"expected shape \[\.\.\., V\] with V >= 1, got shape \[2, 3, 0\]"),
+    ("sample", "logits", flawed(4, torch.nan), "expected a number and no NaN or inf in each row, got NaN in row 4"),
+    ("sample", "logits", flawed(1, torch.inf), "expected a number and no NaN or inf in each row, got inf in row 1"),
+    ("sample", "uniforms", uniforms(1.0), r"expected values in \[0, 1\), got 1 in row 2"),
+    ("sample", "uniforms", uniforms(-1e-300), r"expected values in \[0, 1\), got -1e-300 in row 2"),
+    ("sample", "uniforms", uniforms(torch.nan), r"expected values in \[0, 1\), got nan in row 2"),
+    ("sample", "temperature", -0.1, "expected a finite number of 0 or more, got -0.1"),
+    ("sample", "temperature", torch.inf, "expected a finite number of 0 or more, got inf"),
+    ("sample", "temperature", torch.nan, "expected a finite number of 0 or more, got nan"),
+    ("sample", "top_k", -1, "expected 0 or more, got -1"),
+    ("sample", "top_p", 0.0, r"expected a number in \(0, 1\], got 0"),
+    ("sample", "top_p", torch.nan, r"expected a number in \(0, 1\], got nan"),
+    ("sample", "min_p", 1.5, r"expected a number in \[0, 1\], got 1.5"),
+    ("sampling_probs", "logits", normal(0, 0), r"expected shape \[\.\.\., V\] with V >= 1, got shape \[0, 0\]"),
+    ("sampling_probs", "logits", torch.full((2, 9), -torch.inf), "expected a number .+, got -inf only in row 0"),
+    ("sampling_probs", "top_p", 1.5, r"expected a number in \(0, 1\], got 1.5"),
+    ("sampling_probs", "min_p", -0.5, r"expected a number in \[0, 1\], got -0.5"),
     ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ def test_opcheck_with_gradients(name):
 
 
 def every_op(x: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """x [B,T,H,D]: a step of a decoder layer, and the ragged and merging ops on its parts."""
+    """x [B,T,H,D]: a step of a decoder layer, the ragged and merging ops on its parts, draws from what comes out."""
     batch, tokens, _, dim = x.shape
     table = torch.linspace(0, 1, 12 * dim // 2).view(12, -1)
     turned = ops.rotary(ops.rms_norm(x, weight[0]), table.cos(), table.sin(), slots)
@@ -40,7 +40,8 @@ def every_op(x: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, weight:
     gated = ops.silu_mul(ops.packed_linear(joined, weight, residual=None))
     offsets = torch.arange(batch + 1, dtype=torch.int32) * tokens
     ragged = ops.varlen_attention(*(t.flatten(0, 1) for t in (turned, x, x)), offsets, offsets, causal=True)
-    return gated, ragged, lse
+    drawn = ops.sample(x, torch.full(x.shape[:-1], 0.4, dtype=torch.float64), top_k=9, top_p=0.8)
+    return gated, ragged, lse, drawn, ops.sampling_probs(gated, temperature=0.5)
 
 
 def test_compile_every_op():

@@ -112,6 +112,7 @@ def test_layer_over_2_to_the_31_elements(dtype):
     assert same_bits(ops.packed_linear(far_apart(x, 0), far_apart(w, 0)), ops.packed_linear(x, w))
     assert same_bits(ops.rms_norm(far_apart(x, 0), w[0]), ops.rms_norm(x, w[0]))
     assert same_bits(ops.silu_mul(far_apart(x, 0)), ops.silu_mul(x))
+    assert same_bits(ops.sampling_probs(far_apart(x, 0)), ops.sampling_probs(x))
     for dim in range(3):
         got = ops.rotary(far_apart(heads, dim), tables.cos(), tables.sin(), positions)
         assert same_bits(got, ops.rotary(heads, tables.cos(), tables.sin(), positions))
@@ -142,6 +143,8 @@ def test_unreadable_pages_behind_every_size(dtype):
         x = place(normal(3, 2 * dim, dtype=dtype))
         assert ops.rms_norm(x, place(normal(2 * dim, dtype=dtype))).isfinite().all()
         assert ops.silu_mul(x).isfinite().all()
+        for filters in ({}, {"top_k": 3}, {"top_p": 0.9, "min_p": 0.01}):
+            assert ops.sampling_probs(x, **filters).isfinite().all()
 
 
 @pytest.mark.parametrize("op", OPS, ids=name_of)

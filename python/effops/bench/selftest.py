@@ -17,6 +17,7 @@ from torch import Tensor
 from effops import ops, reference
 from effops.reference import bounds
 from effops.reference.gradient_bounds import attention_gradient_bound
+from effops.reference.sampling_bounds import sample_bound, sampling_probs_bound
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
 
@@ -33,7 +34,7 @@ class Case:
 def cases() -> Iterator[Case]:
     """All cases, in a fixed order; inputs are drawn from each case's own seed when it runs."""
     for name, dtype in DTYPES.items():
-        for family in (_attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases):
+        for family in FAMILIES:
             for case in family(dtype):
                 yield Case(case.op, f"{name} {case.name}", case.run)
 
@@ -312,6 +313,39 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("silu_mul", f"{rows} rows of {dim}", partial(gate, rows, dim))
 
 
+FILTERS: dict[str, dict[str, Any]] = {
+    "no filter": {},
+    "temperature 0": {"temperature": 0.0},
+    "top-k": {"top_k": 50},
+    "top-p": {"top_p": 0.9},
+    "all filters": {"temperature": 0.8, "top_k": 300, "top_p": 0.95, "min_p": 0.01},
+}
+
+
+def _sampling_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """Beside the bounds, no token that a filter drops may have a probability or be drawn."""
+
+    def law(options: dict[str, Any]) -> float:
+        x = 3 * _Draw(11, dtype)(5, 3000)
+        exact, kept = sampling_probs_bound(x, **options)
+        got = ops.sampling_probs(x, **options)
+        return math.inf if (got[~kept.possibly] != 0).any() else exact.worst(got)
+
+    def draw(options: dict[str, Any]) -> float:
+        """How far outside of its token's part of the sums a uniform lies."""
+        x, u = 3 * _Draw(12, dtype)(16, 700), torch.linspace(0, 1, 17, dtype=torch.float64)[:-1]
+        sums, kept = sample_bound(x, **options)
+        drawn = ops.sample(x, u, **options)[:, None]
+        value, error = (x.gather(1, drawn)[:, 0] for x in sums)
+        before, before_error = (x.gather(1, (drawn - 1).clamp(min=0))[:, 0] * (drawn[:, 0] > 0) for x in sums)
+        outside = torch.maximum((u - value).clamp(min=0) / error, (before - u).clamp(min=0) / before_error)
+        return outside.nan_to_num(0.0).max().item() if kept.possibly.gather(1, drawn).all() else math.inf
+
+    for name, options in FILTERS.items():
+        yield Case("sampling_probs", f"5 rows of 3000, {name}", partial(law, options))
+        yield Case("sample", f"16 rows of 700, {name}", partial(draw, options))
+
+
 def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
     def gradients(sizes: tuple[int, ...], options: dict[str, Any]) -> float:
         inputs, named = _attention_inputs(8, dtype, sizes, options), _options(options)
@@ -327,3 +361,6 @@ def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
 
     for name in GRADIENTS:
         yield Case("attention", f"gradient: {name}", partial(gradients, *ATTENTION[name]))
+
+
+FAMILIES = (_attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases, _sampling_cases)

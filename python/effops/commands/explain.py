@@ -33,6 +33,8 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "rms_norm": {"rows": 1, "dim": None},
     "rotary": {"rows": 1, "heads": None, "head_dim": None},
     "rotary_append": {"rows": 1, "heads": None, "kv_heads": None, "head_dim": None},
+    "sample": {"rows": 1, "vocab": None},
+    "sampling_probs": {"rows": 1, "vocab": None},
     "silu_mul": {"rows": 1, "dim": None},
 }  # fmt: skip
 MASKED = ("attention", "varlen_attention", "paged_attention")  # these take causal

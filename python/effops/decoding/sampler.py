@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from effops import ops, reference
 
 
 @dataclass
@@ -15,6 +18,8 @@ class Sampler:
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. top-p keeps the smallest
     descending prefix with mass of at least ``top_p``; min-p keeps what has at least ``min_p`` times the
     largest probability. Ties go to the lowest id. ``generator`` supplies the uniforms where none are given.
+
+    Runs the ops ``sampling_probs`` and ``sample``, and their references on devices that the ops do not know.
     """
 
     temperature: float = 1.0
@@ -28,7 +33,7 @@ class Sampler:
             if not good:
                 raise ValueError(f"Sampler: {name}: expected {expected}, got {getattr(self, name)}")
 
-        check("temperature", self.temperature >= 0, "0 or more")
+        check("temperature", 0 <= self.temperature < float("inf"), "a finite number of 0 or more")
         check("top_k", self.top_k >= 0, "0 or more")
         check("top_p", 0 < self.top_p <= 1, "a number in (0, 1]")
         check("min_p", 0 <= self.min_p <= 1, "a number in [0, 1]")
@@ -38,43 +43,20 @@ class Sampler:
         return cls(temperature=0.0)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The law of the next token, float64 [B,V], of logits [B,V]; one-hot when greedy."""
-        if self.temperature == 0:
-            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-        p = torch.softmax(logits.double() / self.temperature, -1)
-        if self.top_k:
-            p = _normalised(p * _largest(p, self.top_k))
-        if self.top_p < 1:
-            ordered, ids = p.sort(dim=-1, descending=True, stable=True)
-            before = torch.nn.functional.pad(ordered.cumsum(-1)[:, :-1], (1, 0))
-            p = _normalised(torch.zeros_like(p).scatter(-1, ids, ordered * (before < self.top_p)))
-        if self.min_p:
-            p = _normalised(p * (p >= self.min_p * p.amax(-1, keepdim=True)))
-        return p
+        """The law of the next token, float32 [B,V] (float64 for float64), of logits [B,V]; one-hot when greedy."""
+        source = ops if logits.device.type == "cpu" else reference
+        return source.sampling_probs(logits.detach(), **self._filters())
 
     def __call__(self, logits: Tensor, uniforms: Tensor | None = None) -> Tensor:
         """Next tokens int64 [B] of logits [B,V]; ``uniforms`` [B] in [0, 1) decide the draw."""
-        if self.temperature == 0:
-            return logits.argmax(-1)  # torch's argmax returns the first of equal maxima
-        p = self.probabilities(logits)
         if uniforms is None:
-            uniforms = torch.rand(p.shape[0], dtype=torch.float64, device=p.device, generator=self.generator)
-        cumulative = p.cumsum(-1)
-        target = uniforms.to(p)[:, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
-        # Rounding of the target up to the total must not lead past the last possible token.
-        last = p.shape[-1] - 1 - (p.flip(-1) > 0).int().argmax(-1)
-        return torch.minimum(drawn, last)
+            uniforms = torch.zeros(logits.shape[:-1], dtype=torch.float64, device=logits.device)
+            if self.temperature > 0:  # a greedy sampler leaves the generator as it is
+                uniforms.uniform_(generator=self.generator)
+        if logits.requires_grad:
+            logits = logits.detach()
+        source = ops if logits.device.type == "cpu" else reference
+        return source.sample(logits, uniforms.double(), **self._filters())
 
-
-def _normalised(p: Tensor) -> Tensor:
-    return p / p.sum(-1, keepdim=True)
-
-
-def _largest(p: Tensor, count: int) -> Tensor:
-    """A mask of the ``count`` largest entries of each row; of equal ones at the edge the lowest ids."""
-    if count >= p.shape[-1]:
-        return torch.ones_like(p, dtype=torch.bool)
-    edge = p.topk(count).values[:, -1:]
-    above, tied = p > edge, p == edge
-    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+    def _filters(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}

@@ -5,6 +5,7 @@ from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attenti
 from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
+from effops.ops.sampling import sample, sampling_probs
 
 __all__ = [
     "PackedWeight",
@@ -19,6 +20,8 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_append",
+    "sample",
+    "sampling_probs",
     "silu_mul",
     "tree_attention",
     "varlen_attention",

@@ -159,6 +159,16 @@ def _silu_mul_fake(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
+@_fake("sample")
+def _sample_fake(logits: Tensor, uniforms: Tensor, **_: Any) -> Tensor:
+    return logits.new_empty(logits.shape[:-1], dtype=torch.int64)
+
+
+@_fake("sampling_probs")
+def _sampling_probs_fake(logits: Tensor, **_: Any) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=_lse_dtype(logits))
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
 
@@ -307,7 +317,7 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 WITHOUT_GRADIENT = (
     "append_kv", "attention_backward", "commit_kv", "decoder_layer", "packed_linear", "paged_attention", "rms_norm",
-    "rotary", "rotary_append", "silu_mul", "tree_attention", "varlen_attention_backward",
+    "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):

@@ -1,8 +1,9 @@
 """What every op means, in plain PyTorch: the same names and signatures as ``effops.ops``.
 
 Written to be obviously right rather than fast. Any floating dtype up to float64: float64 inputs are computed
-in float64, everything else in float32, and results come back in the input's dtype. All of it is
-differentiable through autograd. Nothing here imports the rest of effops.
+in float64, everything else in float32, and results come back in the input's dtype; only the laws of next tokens
+are float64 inside and float32 outside. All of it but draws is differentiable through autograd. Nothing here
+imports the rest of effops.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from effops.reference.layer import (
     rotary_append,
     silu_mul,
 )
+from effops.reference.sampling import sample, sampling_probs
 
 __all__ = [
     "allowed_keys",
@@ -33,6 +35,8 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_append",
+    "sample",
+    "sampling_probs",
     "silu_mul",
     "tree_attention",
     "tree_mask",

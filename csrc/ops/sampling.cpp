@@ -1,0 +1,90 @@
+// sample and sampling_probs on the CPU.
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <limits>
+
+#include "common/sampling_problem.h"
+#include "cpu/kernels.h"
+#include "ops/tensor.h"
+#include "ops/threads.h"
+
+namespace effops::ops {
+namespace {
+
+// The problem of both ops but for what is drawn or written. logits becomes a copy where its rows have gaps.
+SamplingProblem problem_of(const char* op, Tensor& logits, double temperature, int64_t top_k, double top_p,
+                           double min_p) {
+  Arg a(op, "logits", logits);
+  SamplingProblem p;
+  p.dtype = a.dtype();
+  EFFOPS_CHECK(a.dim >= 1 && a.size(a.dim - 1) > 0, op, ": logits: expected shape [..., V] with V >= 1, got shape ",
+               a.shape());
+  p.size = a.size(a.dim - 1);
+  EFFOPS_CHECK(p.size <= std::numeric_limits<int32_t>::max(), op, ": logits: expected V below 2^31, got shape ",
+               a.shape());
+  EFFOPS_CHECK(std::isfinite(temperature) && temperature >= 0, op,
+               ": temperature: expected a finite number of 0 or more, got ", temperature);
+  EFFOPS_CHECK(top_k >= 0, op, ": top_k: expected 0 or more, got ", top_k);
+  EFFOPS_CHECK(top_p > 0 && top_p <= 1, op, ": top_p: expected a number in (0, 1], got ", top_p);
+  EFFOPS_CHECK(min_p >= 0 && min_p <= 1, op, ": min_p: expected a number in [0, 1], got ", min_p);
+  p.temperature = temperature;
+  p.top_k = top_k;
+  p.top_p = top_p;
+  p.min_p = min_p;
+  if (!row_space(a, p.rows)) {
+    logits = torch::stable::contiguous(logits);
+    a = Arg(op, "logits", logits);
+    row_space(a, p.rows);
+  }
+  p.x = a.data();
+  return p;
+}
+
+void run(const char* op, SamplingProblem& p) {
+  FlawedRow flawed;
+  p.flawed = &flawed;
+  cpu::kernels().sampling(p, torch_threads());
+  EFFOPS_CHECK(!flawed.any(), op, ": logits: expected a number and no NaN or inf in each row, got ",
+               flawed.flaw() == RowFlaw::nan        ? "NaN"
+               : flawed.flaw() == RowFlaw::infinite ? "inf"
+                                                    : "-inf only",
+               " in row ", flawed.row());
+}
+
+Tensor sample(Tensor logits, Tensor uniforms, double temperature, int64_t top_k, double top_p, double min_p) {
+  const char* op = "sample";
+  SamplingProblem p = problem_of(op, logits, temperature, top_k, top_p, min_p);
+  const Arg a(op, "logits", logits), u(op, "uniforms", uniforms);
+  u.is(type_of(DType::f64), "float64").same_device(a);
+  const std::vector<int64_t> outer(a.sizes, a.sizes + a.dim - 1);
+  EFFOPS_CHECK(outer == std::vector<int64_t>(u.sizes, u.sizes + u.dim), op, ": uniforms: expected the shape of logits ",
+               a.shape(), " without its last dimension, got shape ", u.shape());
+  p.uniforms = reinterpret_cast<const double*>(contiguous_data(u, uniforms));
+  for (int64_t row = 0; row < u.numel(); ++row)
+    EFFOPS_CHECK(p.uniforms[row] >= 0 && p.uniforms[row] < 1, op, ": uniforms: expected values in [0, 1), got ",
+                 p.uniforms[row], " in row ", row);
+  Tensor tokens = empty(outer, aoti_torch_dtype_int64(), a);
+  p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
+  run(op, p);
+  return tokens;
+}
+
+Tensor sampling_probs(Tensor logits, double temperature, int64_t top_k, double top_p, double min_p) {
+  const char* op = "sampling_probs";
+  SamplingProblem p = problem_of(op, logits, temperature, top_k, top_p, min_p);
+  const Arg a(op, "logits", logits);
+  Tensor probs = empty(with_last(a, p.size), type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32), a);
+  p.probs = Arg(op, "probs", probs).mutable_data();
+  run(op, p);
+  return probs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+  m.impl("sample", TORCH_BOX(&sample));
+  m.impl("sampling_probs", TORCH_BOX(&sampling_probs));
+}
+
+}  // namespace effops::ops
