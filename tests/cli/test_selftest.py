@@ -49,6 +49,8 @@ def test_passes_and_names_what_it_did(run_cli):
         "packed_linear",
         "rotary_append",
         "silu_mul",
+        "pack_ancestors",
+        "verify_rejection",
     ):
         assert f"\n{op} " in done.stdout
 

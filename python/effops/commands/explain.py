@@ -25,6 +25,10 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "rotary": {"rows": 1, "heads": None, "head_dim": None},
     "rotary_append": {"rows": 1, "heads": None, "kv_heads": None, "head_dim": None},
     "silu_mul": {"rows": 1, "dim": None},
+    "pack_ancestors": {"batch": 1, "nodes": None},
+    "verify_greedy": {"batch": 1, "nodes": None},
+    "verify_rejection": {"batch": 1, "nodes": None, "vocab": None},
+    "verify_typical": {"batch": 1, "nodes": None, "vocab": None},
 }  # fmt: skip
 MASKED = ("attention", "varlen_attention")  # these take causal
 

@@ -4,13 +4,16 @@ from effops.ops.attention import append_kv, attention, merge_states, varlen_atte
 from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
+from effops.ops.speculative import Accepted, pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
 __all__ = [
+    "Accepted",
     "PackedWeight",
     "append_kv",
     "attention",
     "decoder_layer",
     "merge_states",
+    "pack_ancestors",
     "pack_weight",
     "packed_linear",
     "rms_norm",
@@ -18,4 +21,7 @@ __all__ = [
     "rotary_append",
     "silu_mul",
     "varlen_attention",
+    "verify_greedy",
+    "verify_rejection",
+    "verify_typical",
 ]

@@ -132,6 +132,22 @@ def _silu_mul_fake(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
+@_fake("pack_ancestors")
+def _pack_ancestors_fake(parents: Tensor) -> tuple[Tensor, Tensor]:
+    words = (parents.shape[1] + 63) // 64
+    return parents.new_empty((*parents.shape, words), dtype=torch.int64), parents.new_empty(parents.shape)
+
+
+def _verify_fake(parents: Tensor, draft_tokens: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch = draft_tokens.shape[:1]
+    nodes, count = (parents.new_empty(shape) for shape in (draft_tokens.shape, batch))
+    return nodes, count, draft_tokens.new_empty(batch)
+
+
+for _name in ("verify_greedy", "verify_rejection", "verify_typical"):
+    _fake(_name)(_verify_fake)
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
 
@@ -279,8 +295,8 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "decoder_layer", "packed_linear", "rms_norm", "rotary", "rotary_append",
-    "silu_mul", "varlen_attention_backward",
+    "append_kv", "attention_backward", "decoder_layer", "pack_ancestors", "packed_linear", "rms_norm", "rotary",
+    "rotary_append", "silu_mul", "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):

@@ -17,6 +17,7 @@ from effops.reference.layer import (
     rotary_append,
     silu_mul,
 )
+from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
 __all__ = [
     "allowed_keys",
@@ -24,6 +25,7 @@ __all__ = [
     "attention",
     "decoder_layer",
     "merge_states",
+    "pack_ancestors",
     "pack_weight",
     "packed_linear",
     "rms_norm",
@@ -31,4 +33,7 @@ __all__ = [
     "rotary_append",
     "silu_mul",
     "varlen_attention",
+    "verify_greedy",
+    "verify_rejection",
+    "verify_typical",
 ]
