@@ -3,6 +3,7 @@
 #include "common/tree.h"
 #include "common/verify.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace effops::test {
 namespace {
@@ -164,6 +165,40 @@ TEST(verify_names_a_row_that_is_no_law) {
     const std::string expected =
         bad == 0 || bad > 0 ? "a row with a positive, finite sum" : "probabilities of 0 or more";
     CHECK(said.rfind("verify: target_probs: expected " + expected, 0) == 0, said);
+  }
+}
+
+// Enough work for threads: sequence b draws token b after its root, and after the child that carries it.
+TEST(verify_on_threads) {
+  constexpr int64_t kBatch = 64, kNodes = 2, kVocab = 500;
+  std::vector<int64_t> tokens;
+  std::vector<double> uniforms;
+  for (int64_t b = 0; b < kBatch; ++b) {
+    tokens.insert(tokens.end(), {0, b});
+    uniforms.insert(uniforms.end(), 3, (b + 0.5) / kVocab);
+  }
+  const List<int32_t> parents(std::vector<int32_t>{-1, 0});
+  const List<int64_t> drafts(tokens);
+  const List<double> u(uniforms);
+  const List<float> law(std::vector<float>(kVocab, 2.0f));
+  std::vector<int32_t> nodes(kBatch * kNodes), count(kBatch);
+  std::vector<int64_t> next(kBatch);
+  VerifyProblem p;
+  p.batch = kBatch;
+  p.tokens = kNodes;
+  p.vocab = kVocab;
+  p.parents = {parents.get(), 0, 1};
+  p.draft_tokens = {drafts.get(), {kNodes, 1}};
+  p.target_probs = p.draft_probs = {law.get(), {0, 0, 1}};
+  p.uniforms = {u.get(), {3, 1}};
+  p.nodes = nodes.data();
+  p.count = count.data();
+  p.next_token = next.data();
+  for (Siblings siblings : {Siblings::deterministic, Siblings::iid, Siblings::without_replacement}) {
+    p.siblings = siblings;
+    verify_rejection(p, std_threads(4));
+    for (int64_t b = 0; b < kBatch; ++b)
+      CHECK(nodes[2 * b] == 0 && nodes[2 * b + 1] == 1 && count[b] == 2 && next[b] == b, "sequence ", b);
   }
 }
 
