@@ -11,7 +11,7 @@ import pytest
 import torch
 from effops import ops, reference
 from effops.reference import speculative as rules
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies.layouts import LAYOUTS
 from strategies.trees import check, draw_uniforms, equal, trees
@@ -80,6 +80,7 @@ def test_siblings_in_another_order(data):
 
 
 @pytest.mark.parametrize("siblings", ["iid", "without_replacement", "deterministic"])
+@settings(max_examples=200)
 @given(data=st.data())
 def test_rejection(siblings, data):
     """Against the rule in fractions, where no decision is nearer than EPS."""

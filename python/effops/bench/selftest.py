@@ -330,10 +330,10 @@ def _tree_cases() -> Iterator[Case]:
         return worst("verify_typical", tree, drafts, target, uniforms=u[:, 0] if drawn else None)
 
     chain = torch.arange(-1, 200, dtype=torch.int32)[None]
-    yield Case("pack_ancestors", "12 nodes, padding", partial(worst, "pack_ancestors", tree))
-    yield Case("pack_ancestors", "chain of 201", partial(worst, "pack_ancestors", chain))
-    yield Case("verify_greedy", "24 sequences on one tree", greedy)
+    yield Case("pack_ancestors", "int32 12 nodes, padding", partial(worst, "pack_ancestors", tree))
+    yield Case("pack_ancestors", "int32 chain of 201", partial(worst, "pack_ancestors", chain))
+    yield Case("verify_greedy", "int64 24 sequences on one tree", greedy)
     for siblings in ("iid", "without_replacement", "deterministic"):
-        yield Case("verify_rejection", f"siblings {siblings}", partial(rejection, siblings))
+        yield Case("verify_rejection", f"f32 siblings {siblings}", partial(rejection, siblings))
     for drawn in (False, True):
-        yield Case("verify_typical", f"next token {'drawn' if drawn else 'the likeliest'}", partial(typical, drawn))
+        yield Case("verify_typical", f"f32 next token {'drawn' if drawn else 'the likeliest'}", partial(typical, drawn))

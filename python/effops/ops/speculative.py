@@ -90,8 +90,8 @@ def verify_rejection(
             order. None: drawn from ``generator``.
     """
     if uniforms is None:
-        batch, tokens = draft_tokens.shape
-        uniforms = torch.rand(batch, tokens + 1, dtype=torch.float64, device=draft_tokens.device, generator=generator)
+        shape = (*draft_tokens.shape[:-1], draft_tokens.shape[-1] + 1)
+        uniforms = torch.rand(shape, dtype=torch.float64, device=draft_tokens.device, generator=generator)
     if dispatches(draft_probs, target_probs, uniforms):
         results = _verify_rejection(parents, draft_tokens, draft_probs, target_probs, uniforms, siblings=siblings)
     else:
