@@ -7,6 +7,7 @@
 
 #include "common/attention_plan.h"
 #include "common/linear_problem.h"
+#include "common/token_tree.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -73,4 +74,21 @@ PYBIND11_MODULE(_host, m) {
         py::arg("causal") = false, py::arg("window") = 0, py::arg("num_sinks") = 0);
   m.def("explain_linear", &explain_packed_linear, py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("n"),
         py::arg("k"));
+  py::class_<TokenTree>(m, "TokenTree")
+      .def(py::init<std::vector<int64_t>, std::optional<std::vector<int64_t>>>())
+      .def_static("from_paths", &TokenTree::from_paths)
+      .def_static("chain", &TokenTree::chain)
+      .def_static("full", &TokenTree::full)
+      .def_static("optimal", &TokenTree::optimal)
+      .def("size", &TokenTree::size)
+      .def_property_readonly("parents", &TokenTree::parents)
+      .def_property_readonly("ranks", &TokenTree::ranks)
+      .def_property_readonly("depths", &TokenTree::depths)
+      .def("max_depth", &TokenTree::max_depth)
+      .def("children", &TokenTree::children)
+      .def("leaves", &TokenTree::leaves)
+      .def("paths", &TokenTree::paths)
+      .def("ancestors", &TokenTree::ancestors)
+      .def("truncated", &TokenTree::truncated)
+      .def("expected", &TokenTree::expected);
 }

@@ -19,6 +19,7 @@ class Mutant:
 PROBLEM, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("problem.h", "plan.h", "plan.cpp"))
 ROWS, STREAM, BLOCK, BACKWARD = (f"csrc/cpu/attention/{f}.h" for f in ("rows", "stream", "block", "backward"))
 SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
+TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -387,5 +388,83 @@ MUTANTS = (
         "if (shift == 0) break;",
         "if (shift <= 10) break;",
         "top-k or top-p over logits that differ in their lower bits only",
+    ),
+    Mutant(
+        "ancestors-word-of-bit-64",
+        TREE,
+        "row[i >> 6] |=",
+        "row[(i - 1) >> 6 > 0 ? (i - 1) >> 6 : 0] |=",
+        "a tree of more than 64 nodes",
+    ),
+    Mutant(
+        "padding-is-a-child",
+        VERIFY,
+        "int64_t parent(int64_t i) const { return p.parents.of(b, i); }",
+        "int64_t parent(int64_t i) const { return i > 0 && p.parents.of(b, i) == kTreePadding && "
+        "p.parents.of(b, 0) != kTreePadding ? 0 : p.parents.of(b, i); }",
+        "padding with a token that the target says",
+    ),
+    Mutant(
+        "child-matched-with-its-own-target",
+        VERIFY,
+        "s.token(i) == p.target_tokens.at(b, at)",
+        "s.token(i) == p.target_tokens.at(b, i)",
+        "verify_greedy",
+    ),
+    Mutant(
+        "bonus-of-the-root",
+        VERIFY,
+        "p.next_token[b] = p.target_tokens.at(b, at);",
+        "p.next_token[b] = p.target_tokens.at(b, 0);",
+        "verify_greedy that accepts a draft",
+    ),
+    Mutant(
+        "residual-kept-for-the-next-level",
+        VERIFY,
+        "left = target_law(s, at, left.weight);",
+        "if (p.uniforms.data == nullptr) left = target_law(s, at, left.weight);",
+        "verify_rejection that accepts a drawn child",
+    ),
+    Mutant(
+        "sibling-tested-with-the-old-law",
+        VERIFY,
+        "if (p.uniforms.at(s.b, i) * draft.of(token) < left.of(token)) {",
+        "if (p.uniforms.at(s.b, i) * draft.of(token) * target_law(s, at, spare).total < spare[token]) {",
+        "a second sibling, the first one rejected",
+    ),
+    Mutant(
+        "repeated-sibling-dropped",
+        VERIFY,
+        "if (draft.weight[token] == 0) continue;",
+        "if (draft.weight[token] == 0 || (i > 1 && s.parent(i - 1) == at && s.token(i - 1) == token)) continue;",
+        "siblings drawn with replacement that repeat",
+    ),
+    Mutant(
+        "draft-law-not-renormalised",
+        VERIFY,
+        "draft.total = sum(p.vocab, [&](int64_t v) { return draft.weight[v]; });",
+        "",
+        "a third sibling without replacement",
+    ),
+    Mutant(
+        "final-draw-from-the-last-test",
+        VERIFY,
+        "draw(left, p.vocab, p.uniforms.at(s.b, p.tokens));",
+        "draw(left, p.vocab, p.uniforms.at(s.b, at));",
+        "the final draw of verify_rejection",
+    ),
+    Mutant(
+        "typical-threshold-not-strict",
+        VERIFY,
+        "if (!(chance > from.threshold)) continue;",
+        "if (!(chance >= from.threshold)) continue;",
+        "a probability equal to epsilon",
+    ),
+    Mutant(
+        "typical-shortest-tie",
+        VERIFY,
+        "nodes[i].length == nodes[best].length && nodes[i].score > nodes[best].score",
+        "nodes[i].length == nodes[best].length && nodes[i].score >= nodes[best].score",
+        "two children that carry the same token",
     ),
 )

@@ -52,4 +52,12 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def("silu_mul(Tensor x) -> Tensor");
   m.def("sample(Tensor logits, Tensor uniforms, *, " EFFOPS_FILTERS ") -> Tensor");
   m.def("sampling_probs(Tensor logits, *, " EFFOPS_FILTERS ") -> Tensor");
+  m.def("pack_ancestors(Tensor parents) -> (Tensor, Tensor)");
+  m.def("verify_greedy(Tensor parents, Tensor draft_tokens, Tensor target_tokens) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "verify_rejection(Tensor parents, Tensor draft_tokens, Tensor? draft_probs, Tensor target_probs, "
+      "Tensor uniforms, *, str siblings) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "verify_typical(Tensor parents, Tensor draft_tokens, Tensor target_probs, *, float epsilon=0.09, "
+      "float delta=0.3, Tensor? uniforms=None) -> (Tensor, Tensor, Tensor)");
 }

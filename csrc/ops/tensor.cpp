@@ -103,6 +103,7 @@ void check_shape(const Arg& arg, std::initializer_list<Extent> expected) {
 }
 
 int32_t type_int32() { return aoti_torch_dtype_int32(); }
+int32_t type_int64() { return aoti_torch_dtype_int64(); }
 int32_t type_float32() { return aoti_torch_dtype_float32(); }
 
 int32_t type_of(DType t) {

@@ -63,6 +63,7 @@ struct Extent {
 void check_shape(const Arg& arg, std::initializer_list<Extent> expected);
 
 int32_t type_int32();
+int32_t type_int64();
 int32_t type_float32();
 int32_t type_of(DType t);
 

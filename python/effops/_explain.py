@@ -31,6 +31,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             sample, sampling_probs: ``rows, vocab``.
+            pack_ancestors, verify_greedy: ``batch, nodes``; verify_rejection, verify_typical: ``batch, nodes, vocab``
+            (their dtypes are fixed).
 
     Raises:
         ValueError: an unknown op, dtype or size, or sizes that do not fit. RuntimeError: no host module.
@@ -173,6 +175,37 @@ def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"one pass over {rows} rows", rows * dim, rows * (dim // 2))
 
 
+def _one_walk(loop: str, batch: int, read: int, written: int) -> str:
+    """Ops on trees: the same code on every instruction set; bytes of a sequence."""
+    lines = (
+        "backend: cpu",
+        "isa: the same code on every one",
+        f"loop: {loop}",
+        f"bytes_read: {batch * read}",
+        f"bytes_written: {batch * written}",
+        "gradient: none, the op raises where an input requires grad",
+    )
+    return "\n".join(lines)
+
+
+def _pack_ancestors(*, dtype: str, nodes: int, batch: int = 1) -> str:
+    return _one_walk("one pass over the nodes", batch, nodes * 4, nodes * (4 + 8 * ((nodes + 63) // 64)))
+
+
+def _verify_greedy(*, dtype: str, nodes: int, batch: int = 1) -> str:
+    return _one_walk("one pass over the nodes", batch, nodes * 20, nodes * 4 + 12)
+
+
+def _verify_rejection(*, dtype: str, nodes: int, vocab: int, batch: int = 1) -> str:
+    loop = "one pass over the nodes, sequences in parallel; laws of tried nodes alone are read, all of them at most"
+    return _one_walk(loop, batch, nodes * (20 + 8 * vocab), nodes * 4 + 12)
+
+
+def _verify_typical(*, dtype: str, nodes: int, vocab: int, batch: int = 1) -> str:
+    loop = "one pass over the nodes, sequences in parallel; laws of accepted nodes alone are read, all of them at most"
+    return _one_walk(loop, batch, nodes * (12 + 4 * vocab), nodes * 4 + 12)
+
+
 _EXPLAINED: dict[str, Callable[..., str]] = {
     "attention": _attention,
     "varlen_attention": _attention,
@@ -189,4 +222,8 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "sample": _sample,
     "sampling_probs": _sampling_probs,
     "silu_mul": _silu_mul,
+    "pack_ancestors": _pack_ancestors,
+    "verify_greedy": _verify_greedy,
+    "verify_rejection": _verify_rejection,
+    "verify_typical": _verify_typical,
 }

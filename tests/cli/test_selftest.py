@@ -51,6 +51,8 @@ def test_passes_and_names_what_it_did(run_cli):
         "sample",
         "sampling_probs",
         "silu_mul",
+        "pack_ancestors",
+        "verify_rejection",
     ):
         assert f"\n{op} " in done.stdout
 

@@ -113,6 +113,23 @@ def sampling() -> Arguments:
     return {"logits": normal(2, 3, 9), "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
 
 
+PARENTS = (-1, 0, 0, 1, 1, 2, -2)  # a tree of six nodes, and padding
+
+
+def verification(**more: Any) -> Arguments:
+    """B 2, T 7, V 5."""
+    drafts = torch.tensor([[9, 1, 0, 3, 3, 4, 9], [0, 2, 2, 1, 0, 3, 0]])
+    return {"parents": int32(*PARENTS).repeat(2, 1), "draft_tokens": drafts} | more
+
+
+def law(seed: int) -> Tensor:
+    return (2 * normal(2, 7, 5, seed=seed)).softmax(-1)
+
+
+def uniforms(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
 CALLS = {
     "append_kv": append_kv,
     "attention": attention,
@@ -120,6 +137,7 @@ CALLS = {
     "commit_kv": commit_kv,
     "decoder_layer": decoder_layer,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
+    "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},
     "packed_linear": packed_linear,
     "paged_attention": paged_attention,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
@@ -131,6 +149,11 @@ CALLS = {
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),
+    "verify_greedy": lambda: verification(target_tokens=torch.tensor([[1, 3, 0, 2, 2, 2, 2], [2, 0, 0, 2, 4, 2, 2]])),
+    "verify_rejection": lambda: verification(
+        draft_probs=law(1), target_probs=law(2), uniforms=uniforms(2, 8), siblings="iid"
+    ),
+    "verify_typical": lambda: verification(target_probs=law(3), epsilon=0.2, delta=0.5, uniforms=uniforms(2)),
 }
 
 

@@ -30,7 +30,8 @@ FREE = {
     ("decoder_layer", "page_table", 1), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
     ("sample", "logits", 2),
     ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
-    ("silu_mul", "x", 0), ("silu_mul", "x", 1),
+    ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
+    ("verify_typical", "target_probs", 2),
 }  # fmt: skip
 ANY_RANK = {("rms_norm", "x"), ("sampling_probs", "logits"), ("silu_mul", "x")}
 WITH_GRADIENT = {"attention", "varlen_attention", "merge_states"}
@@ -60,13 +61,12 @@ def test_every_op_and_argument_has_its_call():
 def test_wrong_dtype(op, name):
     call = CALLS[name_of(op)]()
     if not call[name].is_floating_point():
-        wrong = [t for t in (torch.int64, torch.int32, torch.int16, torch.float32) if t != call[name].dtype]
+        wrong = [torch.int64, torch.int32, torch.int16, torch.float32]
     elif name in (tensor_arguments(op)[0], "q"):  # sets the dtype of others
         wrong = [torch.int64, torch.complex64, torch.bool]
     else:
         wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16, torch.float32]
-        wrong.remove(call[name].dtype)
-    for dtype in wrong:
+    for dtype in set(wrong) - {call[name].dtype}:
         blamed = None if name == "q" else name  # d_out is compared with q
         refused(op, call | {name: call[name].to(dtype)}, blamed, "expected dtype .+, got .+")
 
@@ -216,6 +216,28 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("sampling_probs", "top_p", 1.5, r"expected a number in \(0, 1\], got 1.5"),
     ("sampling_probs", "min_p", -0.5, r"expected a number in \[0, 1\], got -0.5"),
     ("rotary", "positions", int32(-1, 1, 2, 3, 4, 5).view(2, 3), r"expected values in \[0, 9\), got -1 at index"),
+    ("pack_ancestors", "parents", int32(0, 0, -1, 0).view(2, 2), r"expected -1 .+ first.+, got 0 at index \[0, 0\]"),
+    ("pack_ancestors", "parents", int32(-3, -2)[None], r"expected -1 .+ first.+, got -3 at index \[0, 0\]"),
+    ("pack_ancestors", "parents", int32(-1, 0, 2)[None], r"expected an earlier node.+, got 2 at index \[0, 2\]"),
+    ("pack_ancestors", "parents", int32(-1, -1)[None], r"expected an earlier node.+, got -1 at index \[0, 1\]"),
+    ("pack_ancestors", "parents", int32(-1, -3)[None], r"expected an earlier node.+, got -3 at index \[0, 1\]"),
+    ("pack_ancestors", "parents", int32(-1, -2, 1)[None], r"expected a parent that is not padding, got 1 at .+2\]"),
+    ("pack_ancestors", "parents", int32(-2, -2, 0)[None], r"expected a parent that is not padding, got 0 at .+2\]"),
+    ("verify_greedy", "parents", int32(-1, 0, 0, 1, 1, 2, 6)[None], r"expected an earlier node.+, got 6 at .+ 6\]"),
+    ("verify_rejection", "siblings", "beam", "expected iid, without_replacement or deterministic, got beam"),
+    ("verify_rejection", "draft_probs", None, "expected a tensor for siblings = iid, got none"),
+    ("verify_rejection", "target_probs", torch.zeros(2, 7, 5), r"expected a row with a positive.+, got 0 at .+\[0, 0"),
+    ("verify_rejection", "draft_probs", torch.zeros(2, 7, 5), r"expected a row with a positive.+, got 0 at .+\[0, 1"),
+    ("verify_rejection", "target_probs", torch.full((2, 7, 5), torch.inf), r"expected a row with .+, got inf at"),
+    ("verify_rejection", "target_probs", normal(2, 7, 5), r"expected probabilities of 0 or more, got -.+ at .+\[0, 0"),
+    ("verify_rejection", "draft_probs", 0 / torch.zeros(2, 7, 5), r"expected probabilities .+, got -?nan at .+ 0\]"),
+    ("verify_rejection", "draft_tokens", torch.full((2, 7), 5), r"expected values in .+, got 5 at index \[0, 1\]"),
+    ("verify_rejection", "uniforms", torch.ones(2, 8).double(), r"expected values in .0, 1\), got 1 at index \[0, 0"),
+    ("verify_typical", "uniforms", torch.tensor([0.0, torch.nan]).double(), r"expected .+, got nan at index \[1\]"),
+    ("verify_typical", "uniforms", torch.tensor([0.0, -1e-9]).double(), r"expected .+, got -1e-09 at index \[1\]"),
+    ("verify_typical", "draft_tokens", torch.full((2, 7), -1), r"expected values in .+, got -1 at index \[0, 1\]"),
+    ("verify_typical", "epsilon", -0.1, r"expected a number in \[0, 1\], got -0.1"),
+    ("verify_typical", "delta", torch.nan, r"expected a number in \[0, 1\], got nan"),
 ]  # fmt: skip
 
 

@@ -58,6 +58,24 @@ def test_compile_every_op():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the compiler computes the tables its own way
 
 
+def test_compile_verification():
+    """Without a graph break, with the same results, and sizes that change."""
+
+    def verify(parents: Tensor, drafts: Tensor, laws: Tensor, uniforms: Tensor) -> tuple[Any, ...]:
+        rejection = ops.verify_rejection(parents, drafts, laws, laws.flip(0), uniforms, siblings="iid")
+        greedy = ops.verify_greedy(parents, drafts, laws.argmax(-1))
+        typical = ops.verify_typical(parents, drafts, laws, uniforms=uniforms[:, 0])
+        return ops.pack_ancestors(parents), greedy, rejection, typical
+
+    compiled = torch.compile(verify, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, nodes in ((2, 3), (3, 5)):
+        drafts = torch.arange(batch * nodes).view(batch, -1) % 4
+        laws, uniforms = normal(batch, nodes, 4).softmax(-1), torch.full((batch, nodes + 1), 0.4, dtype=torch.float64)
+        call = torch.arange(-1, nodes - 1, dtype=torch.int32)[None], drafts, laws, uniforms
+        for got, expected in zip(compiled(*call), verify(*call), strict=True):
+            assert type(got) is type(expected) and all(map(torch.equal, got, expected))
+
+
 def test_compile_gradients():
     def loss(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
         out, lse = ops.attention(q, k, v, causal=True, sink_logits=sinks, softcap=4.0, return_lse=True)

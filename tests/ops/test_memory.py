@@ -118,6 +118,16 @@ def test_layer_over_2_to_the_31_elements(dtype):
         assert same_bits(got, ops.rotary(heads, tables.cos(), tables.sin(), positions))
 
 
+@pytest.mark.parametrize("name", ["pack_ancestors", "verify_greedy", "verify_rejection", "verify_typical"])
+def test_trees_over_2_to_the_31_elements(name):
+    op, call = getattr(torch.ops.effops, name).default, CALLS[name]()
+    plain = run(op, call)
+    for argument, x in call.items():
+        for dim in range(x.dim() if isinstance(x, Tensor) else 0):
+            placed = call | {argument: far_apart(x, dim, FAR if x.element_size() < 8 or dim == 0 else FAR // 2)}
+            assert all(same_bits(a, b) for a, b in zip(run(op, placed), plain, strict=True))
+
+
 @pytest.mark.parametrize("op", OPS, ids=name_of)
 def test_nothing_is_read_past_the_end(op):
     """All arguments end at unreadable pages, at sizes around vectors and tiles."""

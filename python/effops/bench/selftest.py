@@ -37,6 +37,7 @@ def cases() -> Iterator[Case]:
         for family in FAMILIES:
             for case in family(dtype):
                 yield Case(case.op, f"{name} {case.name}", case.run)
+    yield from _tree_cases()
 
 
 class _Draw:
@@ -364,3 +365,44 @@ def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 FAMILIES = (_attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases, _sampling_cases)
+
+
+def _tree_cases() -> Iterator[Case]:
+    """Equality with the rules. Their dtypes are fixed."""
+    tree = torch.tensor([[-1, 0, 0, 1, 0, 2, 1, 3, 3, 4, -2, 9]], dtype=torch.int32)
+    batch, nodes, vocab = 24, tree.shape[1], 75
+
+    def worst(op: str, *arguments: Any, **options: Any) -> float:
+        got, expected = (getattr(where, op)(*arguments, **options) for where in (ops, reference))
+        return max(_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+    def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Drafts from laws near the target's, and uniforms of which some accept."""
+        draw = _Draw(seed, torch.float32)
+        target = (3 * draw(batch, nodes, vocab)).softmax(-1)
+        draft = (target.log() + draw(batch, nodes, vocab)).softmax(-1)
+        drafts = torch.multinomial(draft.flatten(0, 1), 1, generator=draw.generator).view(batch, nodes)
+        u = torch.rand(batch, nodes + 1, generator=draw.generator, dtype=torch.float64)
+        return drafts, draft, target, u**2
+
+    def greedy() -> float:
+        drafts, _, target, _ = inputs(0)
+        return worst("verify_greedy", tree, drafts, torch.where(drafts % 3 > 0, target.argmax(-1), drafts))
+
+    def rejection(siblings: str) -> float:
+        drafts, draft, target, u = inputs(1)
+        laws = None if siblings == "deterministic" else draft
+        return worst("verify_rejection", tree, drafts, laws, target, u, siblings=siblings)
+
+    def typical(drawn: bool) -> float:
+        drafts, _, target, u = inputs(2)
+        return worst("verify_typical", tree, drafts, target, uniforms=u[:, 0] if drawn else None)
+
+    chain = torch.arange(-1, 200, dtype=torch.int32)[None]
+    yield Case("pack_ancestors", "int32 12 nodes, padding", partial(worst, "pack_ancestors", tree))
+    yield Case("pack_ancestors", "int32 chain of 201", partial(worst, "pack_ancestors", chain))
+    yield Case("verify_greedy", "int64 24 sequences on one tree", greedy)
+    for siblings in ("iid", "without_replacement", "deterministic"):
+        yield Case("verify_rejection", f"f32 siblings {siblings}", partial(rejection, siblings))
+    for drawn in (False, True):
+        yield Case("verify_typical", f"f32 next token {'drawn' if drawn else 'the likeliest'}", partial(typical, drawn))

@@ -36,6 +36,10 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "sample": {"rows": 1, "vocab": None},
     "sampling_probs": {"rows": 1, "vocab": None},
     "silu_mul": {"rows": 1, "dim": None},
+    "pack_ancestors": {"batch": 1, "nodes": None},
+    "verify_greedy": {"batch": 1, "nodes": None},
+    "verify_rejection": {"batch": 1, "nodes": None, "vocab": None},
+    "verify_typical": {"batch": 1, "nodes": None, "vocab": None},
 }  # fmt: skip
 MASKED = ("attention", "varlen_attention", "paged_attention")  # these take causal
 

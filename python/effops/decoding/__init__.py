@@ -1,4 +1,4 @@
-"""The generation loop, sampling, and the judgement on whether two runs agree."""
+"""The generation loop, sampling, trees of drafts, and the judgement on whether two runs agree."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from effops.decoding.identical import Verdict, compare, exact_logits
 from effops.decoding.sampler import Sampler
 from effops.decoding.stats import GenerationStats
 from effops.decoding.stop import StopStrings
+from effops.decoding.tree import TokenTree
 
 __all__ = [
     "Generation",
     "GenerationStats",
     "Sampler",
     "StopStrings",
+    "TokenTree",
     "Verdict",
     "compare",
     "exact_logits",

@@ -6,14 +6,17 @@ from effops.ops.decoder import decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 from effops.ops.sampling import sample, sampling_probs
+from effops.ops.speculative import Accepted, pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
 __all__ = [
+    "Accepted",
     "PackedWeight",
     "append_kv",
     "attention",
     "commit_kv",
     "decoder_layer",
     "merge_states",
+    "pack_ancestors",
     "pack_weight",
     "packed_linear",
     "paged_attention",
@@ -25,4 +28,7 @@ __all__ = [
     "silu_mul",
     "tree_attention",
     "varlen_attention",
+    "verify_greedy",
+    "verify_rejection",
+    "verify_typical",
 ]

@@ -169,6 +169,22 @@ def _sampling_probs_fake(logits: Tensor, **_: Any) -> Tensor:
     return logits.new_empty(logits.shape, dtype=_lse_dtype(logits))
 
 
+@_fake("pack_ancestors")
+def _pack_ancestors_fake(parents: Tensor) -> tuple[Tensor, Tensor]:
+    words = (parents.shape[1] + 63) // 64
+    return parents.new_empty((*parents.shape, words), dtype=torch.int64), parents.new_empty(parents.shape)
+
+
+def _verify_fake(parents: Tensor, draft_tokens: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch = draft_tokens.shape[:1]
+    nodes, count = (parents.new_empty(shape) for shape in (draft_tokens.shape, batch))
+    return nodes, count, draft_tokens.new_empty(batch)
+
+
+for _name in ("verify_greedy", "verify_rejection", "verify_typical"):
+    _fake(_name)(_verify_fake)
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
 
@@ -316,8 +332,9 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "packed_linear", "paged_attention", "rms_norm",
-    "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward",
+    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "pack_ancestors", "packed_linear",
+    "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention",
+    "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):

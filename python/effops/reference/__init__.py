@@ -20,6 +20,7 @@ from effops.reference.layer import (
     silu_mul,
 )
 from effops.reference.sampling import sample, sampling_probs
+from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
 __all__ = [
     "allowed_keys",
@@ -28,6 +29,7 @@ __all__ = [
     "commit_kv",
     "decoder_layer",
     "merge_states",
+    "pack_ancestors",
     "pack_mask",
     "pack_weight",
     "packed_linear",
@@ -41,4 +43,7 @@ __all__ = [
     "tree_attention",
     "tree_mask",
     "varlen_attention",
+    "verify_greedy",
+    "verify_rejection",
+    "verify_typical",
 ]
