@@ -31,7 +31,7 @@ FREE = {
     ("sample", "logits", 2),
     ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
-    ("verify_typical", "target_probs", 2),
+    ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1),
 }  # fmt: skip
 ANY_RANK = {("rms_norm", "x"), ("sampling_probs", "logits"), ("silu_mul", "x")}
 WITH_GRADIENT = {"attention", "varlen_attention", "merge_states"}
