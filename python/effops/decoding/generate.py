@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effops.cache import KVCache
+from effops.decoding.draft import Drafter
+from effops.decoding.run import Callback, Row, Run
 from effops.decoding.sampler import Sampler
+from effops.decoding.speculation import MAX_NODES
 from effops.decoding.stats import GenerationStats
 from effops.decoding.stop import StopStrings
 from effops.models import Llama, Tokenizer
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
-Callback = Callable[[int, list[int], str], None]
 
 
 @dataclass
@@ -35,36 +37,6 @@ class Generation:
     logits: list[Tensor] | None = None
 
 
-@dataclass
-class _Row:
-    """One sequence on its way."""
-
-    limit: int
-    limit_reason: str
-    pieces: Callable[[int], str] | None
-    stops: StopStrings
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str = ""
-    logits: list[Tensor] = field(default_factory=list)
-
-    def push(self, token: int, stop_tokens: frozenset[int]) -> str:
-        """Takes the next token; returns the text that became visible."""
-        self.tokens.append(token)
-        shown = ""
-        if token in stop_tokens:
-            self.reason = "stop"
-        elif self.pieces is not None:
-            shown, stopped = self.stops.push(self.pieces(token))
-            self.reason = "stop" if stopped else ""
-        if not self.reason and len(self.tokens) == self.limit:
-            self.reason = self.limit_reason
-        if self.reason:
-            shown += self.stops.flush()
-        self.text += shown
-        return shown
-
-
 @torch.inference_mode()
 def generate(
     model: Llama,
@@ -77,6 +49,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     callback: Callback | None = None,
     cache: KVCache | None = None,
+    drafter: Drafter | None = None,
     return_logits: bool = False,
 ) -> Generation:
     """Continues one prompt or a batch of them (text or token ids, lengths may differ).
@@ -86,6 +59,9 @@ def generate(
     ``callback(row, tokens, text)`` is called for every step of a sequence with its new tokens and the text
     they made visible. ``cache`` may hold an earlier part of the sequences; by default one of the right size
     is allocated.
+
+    ``drafter`` guesses several tokens a step, which the model verifies in one pass over their tree. The output is that
+    of plain decoding: token for token when greedy (up to the rounding of passes of another shape), in law when drawn.
     """
     sampler = sampler or Sampler.greedy()
     prompts = _token_lists(prompt, tokenizer, model.config.vocab_size)
@@ -110,7 +86,7 @@ def generate(
                 f"generate: prompt: expected at most {context - past} tokens (the model's context), got {len(ids)}"
             )
         rows.append(
-            _Row(
+            Row(
                 limit=min(max_new_tokens, room),
                 limit_reason="length" if max_new_tokens <= room else "context",
                 pieces=tokenizer.stream() if tokenizer else None,
@@ -118,36 +94,23 @@ def generate(
             )
         )
     capacity = max(len(ids) + row.limit - 1 for ids, row in zip(prompts, rows, strict=True))
+    if drafter is not None:
+        capacity += min(drafter.max_nodes, MAX_NODES) - 1  # nodes have a place before it is known who stays
     kv = model.new_cache(len(prompts), capacity) if cache is None else cache
-
-    stats = GenerationStats(prompt_tokens=sum(map(len, prompts)))
-
-    def take(logits: Tensor) -> Tensor:
-        """Draws every row's next token and hands it to the rows that still run."""
-        drawn = sampler(logits)
-        for r, token in enumerate(drawn.tolist()):
-            row = rows[r]
-            if row.reason:
-                continue
-            if return_logits:
-                row.logits.append(logits[r].float())
-            shown = row.push(token, stop_tokens)
-            stats.new_tokens += 1
-            if callback is not None:
-                callback(r, [token], shown)
-        return drawn
-
+    run = Run(model, kv, rows, prompts, sampler, stop_tokens, callback, return_logits)
+    stats = run.stats
     begin = time.perf_counter()
-    drawn = take(_prefill(model, prompts, kv))
+    if drafter is not None:
+        drafter.begin(model, len(prompts))
+    drawn = run.prefill(drafter is not None and drafter.needs_hidden)
     stats.prefill_seconds = time.perf_counter() - begin
 
     begin = time.perf_counter()
     first = stats.new_tokens
-    while running := sum(not row.reason for row in rows):
-        lengths = None if running == len(rows) else [int(not row.reason) for row in rows]
-        drawn = take(model.forward(drawn[:, None], kv, lengths=lengths)[:, -1])
-        stats.steps += 1
-        stats.sequence_steps += running
+    if drafter is None:
+        run.decode(drawn)
+    else:
+        run.speculate(drafter)
     stats.decode_seconds = time.perf_counter() - begin
     stats.decode_tokens = stats.new_tokens - first
     return Generation(
@@ -157,16 +120,6 @@ def generate(
         stats=stats,
         logits=[torch.stack(row.logits) for row in rows] if return_logits else None,
     )
-
-
-def _prefill(model: Llama, prompts: list[list[int]], cache: KVCache) -> Tensor:
-    """Reads the prompts, shorter ones padded on the left; logits [B,V] after each."""
-    longest = max(map(len, prompts))
-    padded = [[0] * (longest - len(ids)) + ids for ids in prompts]
-    lengths = [len(ids) for ids in prompts]
-    tokens = torch.tensor(padded, device=model.device)
-    alike = min(lengths) == longest
-    return model.forward(tokens, cache, lengths=None if alike else lengths, logits_to_keep=1)[:, -1]
 
 
 def _token_lists(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:

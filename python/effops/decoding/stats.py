@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import collections
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -11,7 +12,9 @@ class GenerationStats:
 
     The prefill reads the prompts and yields each sequence's first token; ``steps`` counts the forward passes
     after it, ``sequence_steps`` adds up over the sequences that were still running, and ``decode_tokens`` are
-    the tokens that those passes yielded.
+    the tokens that those passes yielded. With a drafter, ``draft_nodes`` counts the drafted tokens that were verified,
+    ``draft_seconds``, a part of ``decode_seconds``, the time of drafting, and ``accepted_lengths`` how often a sequence
+    gained how many tokens in a step.
     """
 
     prompt_tokens: int = 0
@@ -21,6 +24,9 @@ class GenerationStats:
     sequence_steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    draft_nodes: int = 0
+    draft_seconds: float = 0.0
+    accepted_lengths: collections.Counter[int] = field(default_factory=collections.Counter)
 
     @property
     def mean_accepted_length(self) -> float:

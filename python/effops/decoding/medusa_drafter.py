@@ -1,0 +1,60 @@
+"""Drafts of Medusa heads: a fixed tree of the likeliest tokens of each head (arXiv 2401.10774)."""
+
+from __future__ import annotations
+
+import torch
+
+from effops.decoding.draft import Draft, DraftContext, Drafter
+from effops.decoding.medusa import MedusaHeads
+from effops.decoding.tree import TokenTree
+from effops.models import Llama
+
+
+class MedusaDrafter(Drafter):
+    """The tokens of a tree of ranks: a node of depth m and rank r is head m's r-th choice (m from 1, r from 0).
+
+    ``tree`` comes from ``TokenTree.from_paths`` or ``TokenTree.optimal`` over the heads' acceptance table; None: the
+    best tree of 16 nodes by that table.
+    """
+
+    needs_hidden = True
+
+    def __init__(self, heads: MedusaHeads, tree: TokenTree | None = None) -> None:
+        if tree is None:
+            if heads.acceptance is None:
+                raise ValueError("MedusaDrafter: tree: expected one for heads without an acceptance table, got None")
+            tree = TokenTree.optimal(heads.acceptance, {16: 1.0})
+        if tree.max_depth > heads.num_heads:
+            raise ValueError(
+                f"MedusaDrafter: tree: expected a depth of at most {heads.num_heads} heads, got {tree.max_depth}"
+            )
+        self.heads, self.tree, self.max_nodes = heads, tree, len(tree)
+        self._cut: dict[int, tuple[TokenTree, torch.Tensor, int, int]] = {}
+
+    def begin(self, model: Llama, batch_size: int) -> None:
+        if model.config.hidden_size != self.heads.hidden_size:
+            raise ValueError(
+                f"MedusaDrafter: heads: expected the target's width {model.config.hidden_size}, "
+                f"got {self.heads.hidden_size}"
+            )
+        self._lm_head = None if self.heads.lm_heads is not None else model.lm_head.weight
+
+    def propose(self, context: DraftContext) -> list[Draft | None]:
+        deepest = min(max(context.budgets), self.tree.max_depth)
+        if deepest < 1 or context.hidden is None:
+            return [None] * len(context.budgets)
+        tree, places, ranks, depth = self._tree_of(deepest)
+        logits = self.heads.forward(context.hidden, self._lm_head)[:depth]
+        best = logits.topk(ranks).indices.transpose(0, 1).flatten(1)  # [B, heads * ranks]
+        tokens = best[:, places].tolist()
+        return [Draft(own, tree) if budget > 0 else None for own, budget in zip(tokens, context.budgets, strict=True)]
+
+    def _tree_of(self, depth: int) -> tuple[TokenTree, torch.Tensor, int, int]:
+        """The tree down to a depth, where its nodes' tokens lie among the heads' choices, how many there are a head."""
+        if depth not in self._cut:
+            tree = self.tree if depth == self.tree.max_depth else self.tree.truncated(max_depth=depth)
+            ranks = max(tree.ranks) + 1
+            pairs = list(zip(tree.depths, tree.ranks, strict=True))[1:]
+            places = torch.tensor([(d - 1) * ranks + r for d, r in pairs], dtype=torch.int64)
+            self._cut[depth] = tree, places, ranks, tree.max_depth
+        return self._cut[depth]
