@@ -69,7 +69,7 @@ class ModelDrafter(Drafter):
 
     def _catch_up(self, known: list[list[int]], runs: list[bool]) -> Tensor:
         """Brings the cache to all known tokens of the sequences that run; logits [B,V] after the last ones."""
-        new = []
+        new: list[list[int]] = []
         for row, (held, tokens, on) in enumerate(zip(self._held, known, runs, strict=True)):
             if not on:
                 new.append([])
