@@ -55,6 +55,22 @@ inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const A& 
   return V::reduce_add_each(acc);
 }
 
+// MR results of dot_rows, [part][row][MR], to one vector of all rows for each m.
+template <int MR, class V>
+inline void rows_apart(V (&y)[MR]) {
+#if defined(EFFOPS_ISA_AVX512)
+  if constexpr (V::width == 16 && MR == 4) return V::transpose_4_4(y);
+#endif
+  if constexpr (MR > 1) {
+    typename V::scalar from[V::width * MR], to[V::width];
+    for (int part = 0; part < MR; ++part) y[part].store(from + part * V::width);
+    for (int m = 0; m < MR; ++m) {
+      for (int i = 0; i < V::width; ++i) to[i] = from[i * MR + m];
+      y[m] = V::load(to);
+    }
+  }
+}
+
 // A vector in the layout dot_rows reads: vector m of MR, chunk by chunk.
 template <class P, class T, int MR>
 void place_query(const T* from, int64_t stride, int64_t dim, int m, typename P::Element* x) {

@@ -61,36 +61,40 @@ class LinearTask {
     return row;
   }
 
+  // A stretch of features for a group of MR rows. The first group asks for the next stretch; what the
+  // others read is near already.
   template <int MR>
   void by_features(int64_t begin, int64_t end, int64_t first_row, const typename P::Element* x) const {
-    constexpr int NK = kDotRows<V, MR>;
-    const T* weight = reinterpret_cast<const T*>(p_.weight);
-    const Ahead ahead{NK * p_.weight_row, kNearBytes / 4 / int64_t(sizeof(T)), p_.weight_row, 1};
-    for (int64_t n = begin; n < end; n += NK) {
-      const T* row[NK];
-      for (int i = 0; i < NK; ++i) row[i] = weight + std::min(n + i, p_.out - 1) * p_.weight_row;
-      C y[V::width];
-      dot_rows<P, T, MR>(row, p_.in, ahead, x).store(y);
-      for (int m = 0; m < MR && first_row + m < p_.rows; ++m)
-        finish(first_row + m, n, std::min<int64_t>(NK, end - n), y + m, MR);
-    }
+    if (first_row > 0) return by_features_ahead<MR>(begin, end, first_row, x, NoAhead());
+    const int64_t near = MR == 1 ? kNearBytes / 4 / int64_t(sizeof(T)) : 2 * kDotRows<V, MR> * p_.weight_row;
+    by_features_ahead<MR>(begin, end, 0, x, Ahead{V::width * p_.weight_row, near, p_.weight_row, 1});
   }
 
-  void finish(int64_t row, int64_t n, int64_t count, const C* y, int stride) const {
-    T* to = reinterpret_cast<T*>(p_.y) + row * p_.out + n;
-    const T* bias = reinterpret_cast<const T*>(p_.bias);
-    const T* residual = reinterpret_cast<const T*>(p_.residual);
-    if (residual != nullptr) residual += row * p_.residual_row + n;
-    for (int64_t i = 0; i < count; ++i) {
-      C v = y[i * stride];
-      if (bias != nullptr) v += to_float(bias[n + i]);
-      if (residual != nullptr) v += to_float(residual[i]);
-      if constexpr (sizeof(T) == 8) {
-        to[i] = v;
-      } else {
-        to[i] = from_float<T>(v);
-      }
+  template <int MR, class A>
+  void by_features_ahead(int64_t begin, int64_t end, int64_t first_row, const typename P::Element* x,
+                         const A& ahead) const {
+    constexpr int NK = kDotRows<V, MR>;
+    const T* weight = reinterpret_cast<const T*>(p_.weight);
+    V y[MR];
+    for (int part = 0; part < MR; ++part) {
+      const int64_t n = begin + part * NK;
+      y[part] = V::zero();
+      if (n >= end) continue;
+      const T* row[NK];
+      for (int i = 0; i < NK; ++i) row[i] = weight + std::min(n + i, p_.out - 1) * p_.weight_row;
+      y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, x);
     }
+    rows_apart<MR>(y);
+    for (int m = 0; m < MR && first_row + m < p_.rows; ++m) finish(first_row + m, begin, int(end - begin), y[m]);
+  }
+
+  // Features [n, n + count) of a row.
+  void finish(int64_t row, int64_t n, int count, V y) const {
+    T* to = reinterpret_cast<T*>(p_.y) + row * p_.out + n;
+    if (p_.bias != nullptr) y = y + load_some<V>(reinterpret_cast<const T*>(p_.bias) + n, count);
+    if (p_.residual != nullptr)
+      y = y + load_some<V>(reinterpret_cast<const T*>(p_.residual) + row * p_.residual_row + n, count);
+    store_n(y, to, count);
   }
 
   const LinearProblem& p_;

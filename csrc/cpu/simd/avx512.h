@@ -85,6 +85,18 @@ struct Avx512Vec {
       a[c + 12].v = _mm512_shuffle_f32x4(low13, up13, 0xdd);
     }
   }
+  // Lane 4 i + m of vector b becomes lane 4 b + i of vector m.
+  static void transpose_4_4(Avx512Vec (&a)[4]) {
+    const __m512i within = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512 t[4];
+    for (int b = 0; b < 4; ++b) t[b] = _mm512_permutexvar_ps(within, a[b].v);
+    const __m512 low01 = _mm512_shuffle_f32x4(t[0], t[1], 0x44), up01 = _mm512_shuffle_f32x4(t[0], t[1], 0xee);
+    const __m512 low23 = _mm512_shuffle_f32x4(t[2], t[3], 0x44), up23 = _mm512_shuffle_f32x4(t[2], t[3], 0xee);
+    a[0].v = _mm512_shuffle_f32x4(low01, low23, 0x88);
+    a[1].v = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+    a[2].v = _mm512_shuffle_f32x4(up01, up23, 0x88);
+    a[3].v = _mm512_shuffle_f32x4(up01, up23, 0xdd);
+  }
   // A 16 x 16 transposed reduction: each step adds pairs and halves the number of vectors.
   static Avx512Vec reduce_add_each(const Avx512Vec (&a)[16]) {
     __m512 s[8];

@@ -24,6 +24,11 @@ struct Ahead {
   }
 };
 
+struct NoAhead {
+  template <class T>
+  void operator()(const T*, int64_t, int64_t, int64_t) const {}
+};
+
 // The same for rows of a list, `far` and `near` counted in its entries: the list must go on so far.
 template <class T>
 struct ListedAhead {
