@@ -1,4 +1,5 @@
-"""The shipped code model is what its card says: sizes, split, and held-out bits per byte against xz."""
+"""The shipped models are what their cards say: sizes, split, held-out bits per byte against xz, and how far the
+drafters reach."""
 
 from __future__ import annotations
 
@@ -14,18 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from effops.models import shipped
+from effops.decoding import MedusaHeads
+from effops.models import Llama, shipped
 
 transformers = pytest.importorskip("transformers", reason="the oracle that loads the model is transformers")
 Tokenizer = pytest.importorskip("tokenizers", reason="needed to read tokenizer.json").Tokenizer
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools" / "train_code_model"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 FIXED_SUBSET = ("colorsys", "graphlib", "heapq", "queue", "textwrap")  # 68 kB, seconds on one core
+MINIMUM_LENGTH = 1.35  # tokens a step of a tree of 16 nodes on either of these
+DRAFTED = ("reprlib", "sched")  # not in the acceptance table's files, each within one context
 
 
-def load_tool(name: str) -> ModuleType:
-    """Module `name` of the training tool, under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"train_code_model_{name}", TOOLS / f"{name}.py")
+def load_tool(name: str, tool: str = "train_code_model") -> ModuleType:
+    """Module `name` of a training tool, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"{tool}_{name}", TOOLS / tool / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -47,9 +51,12 @@ def model():
     return transformers.LlamaForCausalLM.from_pretrained(shipped.model_dir(), dtype=torch.float32).eval()
 
 
-def test_checkpoint_is_small_and_bfloat16():
-    path = shipped.model_dir() / "model.safetensors"
-    assert path.stat().st_size <= 16 * 2**20
+@pytest.mark.parametrize(
+    ("directory", "megabytes"), [(shipped.model_dir(), 16), (shipped.medusa_dir(), 8), (shipped.draft_dir(), 8)]
+)
+def test_checkpoint_is_small_and_bfloat16(directory, megabytes):
+    path = directory / "model.safetensors"
+    assert path.stat().st_size <= megabytes * 2**20
     with path.open("rb") as file:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_bytes))
@@ -92,8 +99,8 @@ def test_held_out_files_are_the_indexed_ones():
     for entry in index["files"]:
         data = (directory / entry["file"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
-    for licence in (directory / "LICENSE", shipped.model_dir() / "LICENSE"):
-        assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in licence.read_text()
+    for licensed in (directory, shipped.model_dir(), shipped.medusa_dir(), shipped.draft_dir()):
+        assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in (licensed / "LICENSE").read_text()
 
 
 def test_no_held_out_file_was_trained_on(record):
@@ -167,3 +174,102 @@ def test_held_out_bits_per_byte_beat_xz(record, model, tokenizer):
     assert bpb <= 0.8 * min(evaluate.xz_bits_per_byte(chosen))
     parts = [recorded["bits_per_byte_per_module"][name] * size for name, size in zip(FIXED_SUBSET, sizes, strict=True)]
     assert bpb == pytest.approx(sum(parts) / sum(sizes), rel=1e-3)
+
+
+def drafter_record(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def drafted(model, tokenizer):
+    """(ids, the code model's final hidden states) of the DRAFTED files, each as one document."""
+    texts = [path for path in shipped.heldout_files() if path.name.removesuffix(".py.txt") in DRAFTED]
+    documents = load_tool("data").encode_documents(tokenizer, [path.read_bytes().decode("utf-8") for path in texts])
+    found = {}
+    for name, ids in zip(DRAFTED, map(torch.from_numpy, documents), strict=True):
+        assert len(ids) <= model.config.max_position_embeddings
+        with torch.inference_mode():
+            found[name] = ids, model.model(input_ids=ids[None]).last_hidden_state[0]
+    return found
+
+
+def test_drafters_say_what_they_were_trained_and_counted_on():
+    everything = {path.name.removesuffix(".py.txt") for path in shipped.heldout_files()}
+    sha256 = hashlib.sha256((shipped.model_dir() / "training.json").read_bytes()).hexdigest()
+    calibration = drafter_record(shipped.medusa_dir())["calibration_modules"]
+    for directory in (shipped.medusa_dir(), shipped.draft_dir()):
+        record = drafter_record(directory)
+        assert record["data"] == {"split": "../code-7m/training.json", "sha256": sha256}
+        assert set(record["held_out"]["modules"]) == everything - set(calibration)
+    assert set(DRAFTED).isdisjoint(calibration)
+
+
+def test_drafter_cards_are_their_records():
+    card = load_tool("card", "train_drafters")
+    record = drafter_record(shipped.medusa_dir())
+    assert (shipped.medusa_dir() / "MODEL_CARD.md").read_text() == card.medusa_card(record)
+    config = transformers.LlamaConfig.from_pretrained(shipped.draft_dir())
+    record = drafter_record(shipped.draft_dir())
+    assert (shipped.draft_dir() / "MODEL_CARD.md").read_text() == card.draft_card(record, config)
+
+
+def test_medusa_heads_fit_the_model_and_carry_their_table(model):
+    heads, record = MedusaHeads.from_pretrained(shipped.medusa_dir()), drafter_record(shipped.medusa_dir())
+    assert (heads.num_heads, heads.hidden_size, heads.lm_heads) == (4, model.config.hidden_size, None)
+    assert sum(p.numel() for p in heads.parameters()) == record["parameters"] <= 1_000_000
+    assert all(p.isfinite().all() for p in heads.parameters())
+    raw, counted = json.loads((shipped.medusa_dir() / "config.json").read_text()), record["acceptance"]
+    assert heads.acceptance == raw["acceptance"] == counted["true_text"]
+    assert raw["acceptance_samples"] == counted["samples"]
+    assert raw["acceptance_greedy"] == counted["greedy"]
+    for table in (counted["true_text"], counted["greedy"]):
+        assert [len(row) for row in table] == [10] * 4
+        assert all(sum(row) <= 1 for row in table)
+
+
+def test_trees_reach_as_far_as_recorded(model, drafted):
+    accept = load_tool("accept", "train_drafters")
+    heads = MedusaHeads.from_pretrained(shipped.medusa_dir(), dtype=torch.float32)
+    tree = accept.best_tree(heads.acceptance, 16)
+    assert len(tree) == 16
+    recorded = drafter_record(shipped.medusa_dir())["held_out"]["trees"]["16"]["per_module"]
+    for name, (ids, hidden) in drafted.items():
+        tokens, steps = accept.walk_tree(tree, accept.doc_ranks(heads, model.lm_head.weight, hidden, ids))
+        assert tokens / steps == pytest.approx(recorded[name], rel=0.01)
+        assert tokens / steps > MINIMUM_LENGTH
+
+
+def test_draft_model_is_small_and_reaches_as_far_as_recorded(model, drafted):
+    accept = load_tool("accept", "train_drafters")
+    draft, record = Llama.from_pretrained(shipped.draft_dir(), dtype=torch.float32), drafter_record(shipped.draft_dir())
+    assert draft.config.vocab_size == model.config.vocab_size
+    assert draft.config.max_position_embeddings == model.config.max_position_embeddings
+    assert sum(p.numel() for p in draft.parameters()) == record["parameters"] <= 1_000_000
+    assert all(p.isfinite().all() for p in draft.parameters())
+    recorded = record["held_out"]["chains"]["4"]["per_module"]
+    for name, (ids, _) in drafted.items():
+        with torch.inference_mode():
+            hits = draft(ids[None])[0, :-1].argmax(-1) == ids[1:]
+        tokens, steps = accept.walk_chain(4, hits)
+        assert tokens / steps == pytest.approx(recorded[name], rel=0.01)
+
+
+def test_walks_count_tokens_and_steps():
+    accept = load_tool("accept", "train_drafters")
+    table = [[0.5, 0.2, 0.1], [0.4, 0.3, 0.0]]
+    assert accept.best_tree(table, 1) == {()}
+    assert accept.best_tree(table, 4) == {(), (0,), (0, 0), (1,)}
+    assert len(accept.best_tree(table, 100)) == 1 + 3 + 9
+    # Steps at 0 (rank 1 fails), 1 (both match: tokens 2 to 4), 4 (one matches) and 6.
+    ranks = torch.tensor([[1, 0, 9, 9, 0, 9, -1, -1], [0, 1, 9, 9, 7, -1, -1, -1]])
+    assert accept.walk_tree({(), (0,), (0, 1)}, ranks) == (7, 4)
+    hits = torch.tensor([False, True, True, False, False, True])
+    assert accept.walk_chain(2, hits) == (6, 3)
+    assert accept.walk_chain(1, hits) == (6, 4)
+    assert accept.walk_chain(0, hits) == (6, 6)
+
+
+def test_ranks_put_the_lower_of_equal_ids_first():
+    accept = load_tool("accept", "train_drafters")
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]]).expand(4, -1)
+    assert accept.rank_of(logits, torch.arange(4)).tolist() == [3, 0, 1, 2]

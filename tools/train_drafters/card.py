@@ -46,10 +46,10 @@ share the model's LM head.
 
 Counted at true text: at every position of {files} held-out files ({tokens:,} tokens) with the true tokens before it.
 The other {calibration_files} held-out files ({calibration}) gave the acceptance
-table in `config.json` and nothing else.
+tables in `config.json` and chose among short trial runs.
 
-| | top 1 | top 3 | top 10 |
-|---|---|---|---|
+| | top 1 | top 3 | top 10 | top 1, greedy text |
+|---|---|---|---|---|
 {accuracy}
 
 Accepted length, tokens a step, of trees of the table's most probable paths (the root, which the model itself gives,
@@ -57,11 +57,16 @@ is a node; plain decoding is 1):
 
 | nodes | {tree_nodes} |
 |---|{tree_rule}|
-| accepted length | {tree_lengths} |
+| true text | {tree_lengths} |
+| greedy text | {greedy_lengths} |
+
+Greedy text is what the model writes itself after pieces of the same files ({greedy_tokens:,} tokens), with trees of
+`acceptance_greedy`. True text bounds the heads by the model: at code it has not seen its own first guess is right at
+{base_top_1:.0%} of the tokens, and a head guesses further on without the tokens between.
 
 The table in `config.json`: `acceptance[k][r]` is how often head k's guess of rank r was the token on the calibration
 files ({samples:,} positions), `acceptance_greedy` the same on greedy continuations that the model wrote itself
-({greedy_samples:,} positions), where it repeats itself more than true text does.
+({greedy_samples:,} positions).
 
 """
     + AGAIN
@@ -101,7 +106,11 @@ Accepted length, tokens a step, of greedy chains (the token that code-7m itself 
 
 | drafted tokens | {chain_names} |
 |---|{chain_rule}|
-| accepted length | {chain_lengths} |
+| true text | {chain_lengths} |
+| greedy text | {greedy_lengths} |
+
+Greedy text is what code-7m writes itself after pieces of the same files ({greedy_tokens:,} tokens); the draft's first
+guess is its next token at {greedy_token:.1%} of them.
 
 """
     + AGAIN
@@ -126,8 +135,9 @@ def common_fields(record: dict[str, Any]) -> dict[str, Any]:
 def medusa_card(record: dict[str, Any]) -> str:
     """Markdown text of the card for one training.json record."""
     held_out = record["held_out"]
-    rows = [("code-7m itself, t + 1", held_out["code_7m"])]
-    rows += [(f"head {k}, t + {k + 2}", head) for k, head in enumerate(held_out["heads"])]
+    rows = [("code-7m itself, t + 1", held_out["code_7m"], 1.0)]
+    for k, (head, greedy) in enumerate(zip(held_out["heads"], held_out["greedy_heads"], strict=True)):
+        rows.append((f"head {k}, t + {k + 2}", head, greedy["top_1"]))
     trees = held_out["trees"]
     return MEDUSA.format(
         **common_fields(record),
@@ -138,7 +148,13 @@ def medusa_card(record: dict[str, Any]) -> str:
         nats=", ".join(f"{x:.2f}" for x in record["final_nats"]),
         calibration_files=len(record["calibration_modules"]),
         calibration=", ".join(record["calibration_modules"]),
-        accuracy="\n".join(f"| {name} | {t['top_1']:.1%} | {t['top_3']:.1%} | {t['top_10']:.1%} |" for name, t in rows),
+        accuracy="\n".join(
+            f"| {name} | {t['top_1']:.1%} | {t['top_3']:.1%} | {t['top_10']:.1%} | {greedy:.1%} |"
+            for name, t, greedy in rows
+        ),
+        base_top_1=held_out["code_7m"]["top_1"],
+        greedy_tokens=held_out["greedy_tokens"],
+        greedy_lengths=" | ".join(f"{tree['greedy']:.2f}" for tree in trees.values()),
         tree_nodes=" | ".join(trees),
         tree_rule="|".join("---" for _ in trees),
         tree_lengths=" | ".join(f"{tree['accepted_length']:.2f}" for tree in trees.values()),
@@ -169,6 +185,9 @@ def draft_card(record: dict[str, Any], config: Any) -> str:
         chain_names=" | ".join(chains),
         chain_rule="|".join("---" for _ in chains),
         chain_lengths=" | ".join(f"{chain['accepted_length']:.2f}" for chain in chains.values()),
+        greedy_tokens=held_out["greedy_tokens"],
+        greedy_token=held_out["greedy_token"],
+        greedy_lengths=" | ".join(f"{chain['greedy']:.2f}" for chain in chains.values()),
         tool="draft",
         options="",
     )

@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "python/effops/models/shipped"
 BASE = SHIPPED / "code-7m"
 WINDOW, OVERLAP = 1024, 128  # tokens; a window's first OVERLAP are context alone, but for a document's beginning
 
-# Held-out files that the acceptance tables are counted on; the others measure what comes of them.
+# Held-out files that the acceptance tables are counted on and trials are judged by; the others measure the result.
 CALIBRATION = ("bisect", "calendar", "csv", "fractions", "getpass", "gzip", "queue", "shlex")
 
 

@@ -35,24 +35,27 @@ class Base:
         self.lm_head = self.model.lm_head.weight
         self.calibration = self._states(held_out_documents(calibration=True))
         self.others = self._states(held_out_documents(calibration=False))
+        self.calibration_greedy = self.greedy_texts(self.calibration)
+        self.others_greedy = self.greedy_texts(self.others)
 
     def _states(self, documents: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: (ids, document_hidden(self.model, ids, CONTEXT, OVERLAP)) for name, ids in documents.items()}
 
-    def greedy_texts(self) -> Tensor:
-        """The model's own continuations of pieces of the calibration files, int64 [n, PROMPT + CONTINUATION]."""
+    def greedy_texts(self, documents: dict[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """(ids, hidden states) of the model's own continuations of pieces of the documents, PROMPT + CONTINUATION."""
         prompts = [
             ids[begin : begin + PROMPT]
-            for ids, _ in self.calibration.values()
+            for ids, _ in documents.values()
             for begin in range(0, len(ids) - PROMPT, PROMPT_EVERY)
         ]
-        return self.model.generate(
+        texts = self.model.generate(
             torch.stack(prompts),
             attention_mask=torch.ones(len(prompts), PROMPT),
             do_sample=False,
             min_new_tokens=CONTINUATION,
             max_new_tokens=CONTINUATION,
         )
+        return [(ids, document_hidden(self.model, ids, CONTEXT, OVERLAP)) for ids in texts]
 
 
 def data_record() -> dict[str, Any]:
@@ -85,22 +88,21 @@ def export_medusa(run: Path, out: Path, base: Base) -> dict[str, Any]:
     MedusaHeads.from_pretrained(run, dtype=torch.bfloat16).save_pretrained(out)
     heads = MedusaHeads.from_pretrained(out, dtype=torch.float32)
 
-    def ranks(documents: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        return {name: doc_ranks(heads, base.lm_head, hidden, ids) for name, (ids, hidden) in documents.items()}
+    def ranks(ids: Tensor, hidden: Tensor) -> Tensor:
+        return doc_ranks(heads, base.lm_head, hidden, ids)
 
-    table, samples = acceptance_table(ranks(base.calibration).values())
-    own = [
-        doc_ranks(heads, base.lm_head, document_hidden(base.model, ids, CONTEXT, OVERLAP), ids)[:, PROMPT - 1 :]
-        for ids in base.greedy_texts()
-    ]
-    greedy_table, greedy_samples = acceptance_table(own)
-    others = ranks(base.others)
+    table, samples = acceptance_table([ranks(*text) for text in base.calibration.values()])
+    # The state at the last token of a prompt is the first that drafts what the model writes itself.
+    greedy_table, greedy_samples = acceptance_table([ranks(*text)[:, PROMPT - 1 :] for text in base.calibration_greedy])
+    others = {name: ranks(*text) for name, text in base.others.items()}
+    others_greedy = [ranks(*text)[:, PROMPT - 1 :] for text in base.others_greedy]
     trees = {}
     for nodes in TREE_NODES:
-        tree = best_tree(table, nodes)
+        tree, greedy_tree = best_tree(table, nodes), best_tree(greedy_table, nodes)
         walks = {name: walk_tree(tree, r) for name, r in others.items()}
         trees[str(nodes)] = {
             "accepted_length": mean_length(list(walks.values())),
+            "greedy": mean_length([walk_tree(greedy_tree, r) for r in others_greedy]),
             "per_module": {name: mean_length([walk]) for name, walk in walks.items()},
         }
     together = torch.cat(list(others.values()), 1)
@@ -122,6 +124,8 @@ def export_medusa(run: Path, out: Path, base: Base) -> dict[str, Any]:
             "tokens": sum(len(ids) - 1 for ids, _ in base.others.values()),
             "code_7m": tops(base_ranks),
             "heads": [tops(row) for row in together],
+            "greedy_tokens": len(others_greedy) * CONTINUATION,
+            "greedy_heads": [tops(row) for row in torch.cat(others_greedy, 1)],
             "trees": trees,
         },
     }
@@ -155,11 +159,16 @@ def export_draft(run: Path, out: Path, base: Base) -> dict[str, Any]:
         ranks.append(rank_of(logits, ids[1:]))
         same.append(guess == theirs)
         base_right.append(theirs == ids[1:])
+    greedy_hits = [
+        model.lm_head(document_hidden(model, ids, CONTEXT, OVERLAP)[PROMPT - 1 : -1]).argmax(-1) == ids[PROMPT:]
+        for ids, _ in base.others_greedy
+    ]
     chains = {}
     for length in CHAIN_LENGTHS:
         walks = {name: walk_chain(length, hit) for name, hit in hits.items()}
         chains[str(length)] = {
             "accepted_length": mean_length(list(walks.values())),
+            "greedy": mean_length([walk_chain(length, hit) for hit in greedy_hits]),
             "per_module": {name: mean_length([walk]) for name, walk in walks.items()},
         }
     record = {
@@ -173,6 +182,8 @@ def export_draft(run: Path, out: Path, base: Base) -> dict[str, Any]:
             "token": tops(torch.cat(ranks)),
             "code_7m_token": round(torch.cat(base_right).double().mean().item(), 4),
             "code_7m_guess": round(torch.cat(same).double().mean().item(), 4),
+            "greedy_tokens": sum(map(len, greedy_hits)),
+            "greedy_token": round(torch.cat(greedy_hits).double().mean().item(), 4),
             "ranks": [round((torch.cat(ranks) == r).double().mean().item(), 5) for r in range(RANKS)],
             "chains": chains,
         },

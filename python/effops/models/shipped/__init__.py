@@ -1,4 +1,4 @@
-"""The code model and the held-out source files that come with effops as package data."""
+"""The code model, its two drafters and the held-out source files that come with effops as package data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ _HERE = Path(__file__).resolve().parent
 def model_dir() -> Path:
     """Hugging Face directory of the shipped code model (config.json, model.safetensors, tokenizer.json)."""
     return _HERE / "code-7m"
+
+
+def medusa_dir() -> Path:
+    """Directory of Medusa heads for the code model: ``decoding.MedusaHeads.from_pretrained`` reads it."""
+    return _HERE / "code-7m-medusa"
+
+
+def draft_dir() -> Path:
+    """Directory of a draft model of less than 1M parameters with the code model's tokenizer, which is not repeated:
+    ``Llama.from_pretrained`` reads it."""
+    return _HERE / "code-1m"
 
 
 def heldout_files() -> list[Path]:
