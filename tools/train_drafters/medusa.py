@@ -20,7 +20,7 @@ from loss import HeadCrossEntropy, cosine_factor
 from torch import Tensor
 
 SEED = 1
-HEADS = 4
+HEADS = 3
 DECAY = 0.8  # weight of a head against the one before
 BLOCK = 128  # neighbouring positions, which share the frozen model's distributions
 BLOCKS_PER_STEP = 8

@@ -60,6 +60,7 @@ template <int MR, class V>
 inline void rows_apart(V (&y)[MR]) {
 #if defined(EFFOPS_ISA_AVX512)
   if constexpr (V::width == 16 && MR == 4) return V::transpose_4_4(y);
+  if constexpr (V::width == 16 && MR == 8) return V::transpose_2_8(y);
 #endif
   if constexpr (MR > 1) {
     typename V::scalar from[V::width * MR], to[V::width];
@@ -81,6 +82,14 @@ void place_query(const T* from, int64_t stride, int64_t dim, int m, typename P::
     for (int64_t i = 0; i < n; ++i) to[i] = P::element(from[(at + i) * stride]);
     for (int64_t i = n; i < kChunk; ++i) to[i] = P::element(T{});
   }
+}
+
+// Vector m the same as the one before it.
+template <class P, int MR>
+void repeat_query(int m, int64_t dim, typename P::Element* x) {
+  constexpr int kChunk = P::kChunk;
+  for (int64_t at = 0; at < dim; at += kChunk)
+    std::copy_n(x + at * MR + (m - 1) * kChunk, kChunk, x + at * MR + m * kChunk);
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -24,34 +24,45 @@ class LinearTask {
   void run(int64_t begin, int64_t end) const {
     for (int64_t n = begin; n < end; n += V::width) {
       const int64_t last = std::min<int64_t>(end, n + V::width);
-      int64_t row = 0;
       const typename P::Element* x = x_;
-      for (; p_.rows - row >= 3; row += 4, x += padded_k(p_) * 4) by_features<4>(n, last, row, x);
-      if (p_.rows - row == 2) by_features<2>(n, last, row, x);
-      if (p_.rows - row == 1) by_features<1>(n, last, row, x);
+      for (int64_t row = 0; row < p_.rows;)
+        by_group(p_.rows - row, [&](auto group) {
+          this->template by_features<group()>(n, last, row, x);
+          row += group();
+          x += padded_k(p_) * group();
+        });
     }
   }
 
   static int64_t padded_k(const LinearProblem& p) { return (p.in + P::kChunk - 1) / P::kChunk * P::kChunk; }
 
-  // Rows of f(x) in dot_rows' layout, in groups of 4, 4, ..., then 2 or 1; three left fill a group of
-  // 4. `row` has room for one row.
+  // Rows of f(x) in dot_rows' layout, group by group. `row` has room for one row.
   static void place(const LinearProblem& p, typename P::Element* x, T* row) {
-    for (int64_t first = 0; first < p.rows;) {
-      const int64_t left = p.rows - first;
-      const int group = left >= 3 ? 4 : int(left);
-      for (int m = 0; m < group; ++m) {
-        const T* from = prepared(p, std::min(first + m, p.rows - 1), row);
-        if (group == 4) place_query<P, T, 4>(from, 1, p.in, m, x);
-        if (group == 2) place_query<P, T, 2>(from, 1, p.in, m, x);
-        if (group == 1) place_query<P, T, 1>(from, 1, p.in, m, x);
-      }
-      first += group;
-      x += padded_k(p) * group;
-    }
+    for (int64_t first = 0; first < p.rows;)
+      by_group(p.rows - first, [&](auto group) {
+        for (int m = 0; m < group() && first + m < p.rows; ++m)
+          place_query<P, T, group()>(prepared(p, first + m, row), 1, p.in, m, x);
+        for (int64_t m = p.rows - first; m < group(); ++m) repeat_query<P, group()>(int(m), p.in, x);
+        first += group();
+        x += padded_k(p) * group();
+      });
   }
 
+  // Eight float32 rows of activations would crowd the first-level cache.
+  static constexpr int kLargestGroup = V::width == 16 && P::kPack == 2 ? 8 : 4;
+
  private:
+  // Calls f with the size of the next group of `left` rows: 8 (pairs of bfloat16), 4, 2 or 1, where a
+  // group of 8 or 4 may lack its last row.
+  template <class F>
+  static void by_group(int64_t left, F&& f) {
+    if constexpr (kLargestGroup == 8)
+      if (left >= 7) return f(std::integral_constant<int, 8>());
+    if (left >= 3) return f(std::integral_constant<int, 4>());
+    if (left == 2) return f(std::integral_constant<int, 2>());
+    f(std::integral_constant<int, 1>());
+  }
+
   // Row i of f(x), in place where f is nothing.
   static const T* prepared(const LinearProblem& p, int64_t i, T* row) {
     const T* x = reinterpret_cast<const T*>(p.x) + i * p.x_row;
@@ -105,8 +116,7 @@ template <class T>
 void linear_typed(const LinearProblem& p, const Parallel& parallel) {
   using E = typename product_of<T>::Element;
   using Task = LinearTask<T>;
-  const int64_t groups = (p.rows + 3) / 4;
-  const int64_t elements = groups * 4 * Task::padded_k(p);
+  const int64_t elements = (p.rows + Task::kLargestGroup) * Task::padded_k(p);
   Carver measure;
   measure.take<E>(elements);
   measure.take<T>(p.in);

@@ -97,6 +97,29 @@ struct Avx512Vec {
     a[2].v = _mm512_shuffle_f32x4(up01, up23, 0x88);
     a[3].v = _mm512_shuffle_f32x4(up01, up23, 0xdd);
   }
+  // Lane 8 i + m of vector b becomes lane 2 b + i of vector m.
+  static void transpose_2_8(Avx512Vec (&a)[8]) {
+    __m512 t[8];  // halves k and k + 8 of the sixteen
+    for (int k = 0; k < 8; ++k)
+      t[k] = k % 2 == 0 ? _mm512_shuffle_f32x4(a[k / 2].v, a[k / 2 + 4].v, 0x44)
+                        : _mm512_shuffle_f32x4(a[k / 2].v, a[k / 2 + 4].v, 0xee);
+    __m512 u[8];  // each 128-bit lane transposed over four vectors
+    for (int k = 0; k < 8; k += 4) {
+      const __m512 lo01 = _mm512_unpacklo_ps(t[k], t[k + 1]), hi01 = _mm512_unpackhi_ps(t[k], t[k + 1]);
+      const __m512 lo23 = _mm512_unpacklo_ps(t[k + 2], t[k + 3]), hi23 = _mm512_unpackhi_ps(t[k + 2], t[k + 3]);
+      u[k] = _mm512_shuffle_ps(lo01, lo23, 0x44);
+      u[k + 1] = _mm512_shuffle_ps(lo01, lo23, 0xee);
+      u[k + 2] = _mm512_shuffle_ps(hi01, hi23, 0x44);
+      u[k + 3] = _mm512_shuffle_ps(hi01, hi23, 0xee);
+    }
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    for (int m = 0; m < 4; ++m) {
+      const __m512d low = _mm512_castps_pd(u[m]), high = _mm512_castps_pd(u[m + 4]);
+      a[m].v = _mm512_castpd_ps(_mm512_permutex2var_pd(low, even, high));
+      a[m + 4].v = _mm512_castpd_ps(_mm512_permutex2var_pd(low, odd, high));
+    }
+  }
   // A 16 x 16 transposed reduction: each step adds pairs and halves the number of vectors.
   static Avx512Vec reduce_add_each(const Avx512Vec (&a)[16]) {
     __m512 s[8];

@@ -70,8 +70,9 @@ class MedusaHeads(nn.Module):
         own = None if vocab_size is None else zeros(num_heads, vocab_size, hidden_size)
         self.register_parameter("lm_heads", own)
 
-    def forward(self, hidden: Tensor, lm_head: Tensor | None = None) -> Tensor:
-        """Logits ``[K, ..., V]`` of hidden ``[..., d]``, over lm_head ``[V, d]`` unless the heads have their own.
+    def forward(self, hidden: Tensor, lm_head: Tensor | None = None, *, heads: int | None = None) -> Tensor:
+        """Logits ``[K, ..., V]`` of hidden ``[..., d]``, over lm_head ``[V, d]`` unless the heads have their own;
+        ``heads`` asks for the first so many heads only.
 
         Without gradients on CPUs the products are ``packed_linear``'s: one for the first layer of all heads, one a
         head for each further layer and the projection, and one for all rows of all heads over a shared LM head.
@@ -79,16 +80,18 @@ class MedusaHeads(nn.Module):
         own: Any = self._parameters
         weight, bias, projections, lm_heads = own["weight"], own["bias"], own["projections"], own["lm_heads"]
         self._check(hidden, lm_head)
+        heads, size, lead = self.num_heads if heads is None else heads, self.hidden_size, hidden.shape[:-1]
+        if not 1 <= heads <= self.num_heads:
+            raise ValueError(f"MedusaHeads: heads: expected 1 to {self.num_heads}, got {heads}")
         if hidden.device.type != "cpu" or takes_torch_path(hidden, weight, bias, projections, lm_heads, lm_head):
-            z = self.states(hidden)
+            z = self.states(hidden)[:heads]
             if lm_heads is None:
                 return F.linear(z, lm_head)  # type: ignore[arg-type]
-            return torch.stack([F.linear(z[k], lm_heads[k]) for k in range(self.num_heads)])
+            return torch.stack([F.linear(z[k], lm_heads[k]) for k in range(heads)])
 
-        heads, size, lead = self.num_heads, self.hidden_size, hidden.shape[:-1]
         first, *later = range(self.num_layers)
         rows = hidden.reshape(-1, 1, size)
-        inner = ops.packed_linear(rows.squeeze(1), weight[first].view(-1, size), bias[first].view(-1))
+        inner = ops.packed_linear(rows.squeeze(1), weight[first, :heads].view(-1, size), bias[first, :heads].view(-1))
         z = (rows + F.silu(inner.view(-1, heads, size))).transpose(0, 1).contiguous()
         for layer in later:
             z = torch.stack(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from effops.decoding.draft import Draft, DraftContext, Drafter
@@ -14,12 +16,16 @@ class MedusaDrafter(Drafter):
     """The tokens of a tree of ranks: a node of depth m and rank r is head m's r-th choice (m from 1, r from 0).
 
     ``tree`` comes from ``TokenTree.from_paths`` or ``TokenTree.optimal`` over the heads' acceptance table; None: the
-    best tree of 16 nodes by that table.
+    best tree of 16 nodes by that table. The heads may have another dtype than the model: bfloat16 ones draft faster.
+    ``vocabulary`` names the tokens that are ever drafted, as a rule the most frequent ones: the LM head that the heads
+    share is most of the cost of a draft (FR-Spec, arXiv 2502.14856).
     """
 
     needs_hidden = True
 
-    def __init__(self, heads: MedusaHeads, tree: TokenTree | None = None) -> None:
+    def __init__(
+        self, heads: MedusaHeads, tree: TokenTree | None = None, *, vocabulary: Sequence[int] | None = None
+    ) -> None:
         if tree is None:
             if heads.acceptance is None:
                 raise ValueError("MedusaDrafter: tree: expected one for heads without an acceptance table, got None")
@@ -28,7 +34,10 @@ class MedusaDrafter(Drafter):
             raise ValueError(
                 f"MedusaDrafter: tree: expected a depth of at most {heads.num_heads} heads, got {tree.max_depth}"
             )
+        if vocabulary is not None and heads.lm_heads is not None:
+            raise ValueError("MedusaDrafter: vocabulary: expected None for heads with LM heads of their own")
         self.heads, self.tree, self.max_nodes = heads, tree, len(tree)
+        self._vocabulary = None if vocabulary is None else torch.tensor(list(vocabulary), dtype=torch.int64)
         self._cut: dict[int, tuple[TokenTree, torch.Tensor, int, int]] = {}
 
     def begin(self, model: Llama, batch_size: int) -> None:
@@ -37,16 +46,21 @@ class MedusaDrafter(Drafter):
                 f"MedusaDrafter: heads: expected the target's width {model.config.hidden_size}, "
                 f"got {self.heads.hidden_size}"
             )
-        self._lm_head = None if self.heads.lm_heads is not None else model.lm_head.weight
+        if self.heads.lm_heads is not None:
+            self._lm_head = None
+            return
+        weight = model.lm_head.weight.detach()
+        rows = weight if self._vocabulary is None else weight[self._vocabulary]
+        self._lm_head = rows.to(self.heads.weight.dtype)
 
     def propose(self, context: DraftContext) -> list[Draft | None]:
         deepest = min(max(context.budgets), self.tree.max_depth)
         if deepest < 1 or context.hidden is None:
             return [None] * len(context.budgets)
         tree, places, ranks, depth = self._tree_of(deepest)
-        logits = self.heads.forward(context.hidden, self._lm_head)[:depth]
-        best = logits.topk(ranks).indices.transpose(0, 1).flatten(1)  # [B, heads * ranks]
-        tokens = best[:, places].tolist()
+        logits = self.heads.forward(context.hidden.to(self.heads.weight.dtype), self._lm_head, heads=depth)
+        best = logits.topk(ranks).indices.transpose(0, 1).flatten(1)[:, places]  # [B, nodes]
+        tokens = (best if self._vocabulary is None else self._vocabulary[best]).tolist()
         return [Draft(own, tree) if budget > 0 else None for own, budget in zip(tokens, context.budgets, strict=True)]
 
     def _tree_of(self, depth: int) -> tuple[TokenTree, torch.Tensor, int, int]:

@@ -24,12 +24,13 @@ def step_times(
     drafter: Drafter | None = None,
     context: int = 512,
     batch_size: int = 1,
-    repeat: int = 15,
+    repeat: int = 5,
 ) -> dict[int, float]:
     """Median seconds of a greedy step over ``size`` nodes a sequence, after ``context`` tokens: forward pass,
     verification and commit, and ``drafter``'s proposal where one is given. Size 1 is a plain step.
 
-    Sizes take turns, so that a change of the machine's speed meets all of them. For ``TokenTree.optimal``.
+    Sizes take turns of ``repeat`` steps after two that warm up, three times over, so that a change of the machine's speed
+    meets all of them. For ``TokenTree.optimal``.
     """
     if context + max(sizes) > model.config.context_length:
         raise ValueError(
@@ -63,12 +64,13 @@ def step_times(
         cache.rollback([context] * batch_size)
 
     times: dict[int, list[float]] = {size: [] for size in sizes}
-    for turn in range(repeat + 2):
+    for _ in range(3):
         for size in sizes:
-            begin = time.perf_counter()
-            step(size)
-            if turn >= 2:  # the first turns warm up
-                times[size].append(time.perf_counter() - begin)
+            for turn in range(repeat + 2):
+                begin = time.perf_counter()
+                step(size)
+                if turn >= 2:
+                    times[size].append(time.perf_counter() - begin)
     return {size: statistics.median(taken) for size, taken in times.items()}
 
 

@@ -15,10 +15,11 @@ from rich.live import Live
 
 from effops import _library
 from effops.bench import record
-from effops.bench.demo import long_context, text
+from effops.bench.demo import drafting, long_context, text
+from effops.bench.demo.drafting import DraftRow
 from effops.bench.demo.long_context import Point
 from effops.bench.demo.page import page
-from effops.bench.demo.prompts import collect
+from effops.bench.demo.prompts import Prompt, collect, whole_files
 from effops.bench.demo.sides import Sides
 from effops.bench.demo.table import view
 from effops.bench.demo.text import Row
@@ -40,12 +41,15 @@ class Demo:
         self.rows: list[Row] = []
         self.totals: dict[str, dict[str, Any]] = {}
         self.forms: dict[str, Any] = {}
+        self.draft_rows: list[DraftRow] = []
+        self.draft_totals: dict[str, dict[str, Any]] = {}
+        self.trees: dict[str, Any] = {}
         self.points: list[Point] = []
         self.problems: list[str] = []
 
     def measure(self, live: Live) -> None:
         def progress(doing: str) -> None:
-            live.update(view(self.rows, self.totals, self.points, doing))
+            live.update(view(self.rows, self.totals, self.draft_totals, self.points, doing))
             if doing and not live.console.is_terminal:  # where nothing is redrawn, a log shows what is going on
                 print(doing, flush=True)
 
@@ -69,6 +73,8 @@ class Demo:
         for row in text.measure(sides, prompts, tokenizer, a.new_tokens, 1 if a.quick else a.rounds, progress):
             rows.append(row)
             self.rows.append(row)
+        if a.model is None:
+            self._drafting(sides, tokenizer, prompts, progress)
         total = self.totals[name] = text.summary(rows)
         kinds = total["judgements"]
         if kinds.get("NO"):
@@ -81,6 +87,30 @@ class Demo:
         eps = torch.finfo(model.dtype).eps
         if errors and not Errors.together(errors).fits(model.config.num_hidden_layers, eps):
             self.problems.append(f"{name}: the logits are further from float64's than rounding explains")
+
+    def _drafting(self, sides: Sides, tokenizer: Tokenizer, prompts: list[Prompt], progress: Any) -> None:
+        """Drafters belong to the shipped model. The files that the heads' tree was chosen by take no part."""
+        a, config = self.arguments, sides.model.config
+        name = str(sides.model.dtype).removeprefix("torch.")
+        progress(f"{name}: measuring step times for the best tree")
+        drafters, self.trees[name] = drafting.make_drafters(sides.model, a.quick)
+        chosen = [p for p in prompts if a.prompt_file or p.name.removesuffix(".py") not in drafting.CALIBRATION]
+        chosen = prompts[:1] if a.quick else chosen
+        room = config.context_length - a.new_tokens
+        truth = {p.name: tokens for p, tokens in zip(prompts, whole_files(a, tokenizer), strict=True)}
+        edits = [drafting.edited(p, config.vocab_size) for p in chosen]
+        for title, some in (("files", chosen), ("edits", edits)):
+            fitting = [p for p in some if len(p.tokens) <= room]
+            rows: list[DraftRow] = []
+            for row in drafting.measure(sides, title, fitting, drafters, tokenizer, a.new_tokens,
+                                        1 if a.quick else a.rounds, truth if title == "files" else {},
+                                        progress):  # fmt: skip
+                rows.append(row)
+                self.draft_rows.append(row)
+                self.draft_totals[f"{title}, {name}"] = drafting.summary(rows)
+            wrong = self.draft_totals.get(f"{title}, {name}", {}).get("judgements", {}).get("NO", 0)
+            if wrong:
+                self.problems.append(f"{title}, {name}: {wrong} drafted outputs are NO")
 
     def _long_context(self, progress: Any) -> None:
         quick, config = self.arguments.quick, qwen2_0_5b()
@@ -99,6 +129,11 @@ class Demo:
             "model": str(self.arguments.model or "code-7m (shipped)"),
             "problems": self.problems,
             "text": {"totals": self.totals, "forms": self.forms, "rows": [row.as_json() for row in self.rows]},
+            "drafting": {
+                "totals": self.draft_totals,
+                "trees": self.trees,
+                "rows": [row.as_json() for row in self.draft_rows],
+            },
             "long_context": {
                 "model": "0.5B-class Qwen2 configuration, random weights",
                 "points": [p.as_json() for p in self.points],

@@ -40,6 +40,8 @@ def page(result: dict[str, Any]) -> str:
     if result["problems"]:
         parts.append('<p class="no">' + "<br>".join(map(escape, result["problems"])) + "</p>")
     parts += ["<h2>Real text</h2>", _svg(_rates(text)), _rows(text["rows"]), _samples(text["rows"])]
+    if result["drafting"]["totals"]:
+        parts += ["<h2>Drafting</h2>", _drafting(result["drafting"])]
     if points:
         parts += [
             "<h2>Long contexts</h2>",
@@ -98,6 +100,44 @@ def _samples(rows: list[dict[str, Any]]) -> str:
         for r in rows
         if r["dtype"] == "float32"
     )
+
+
+def _drafting(drafting: dict[str, Any]) -> str:
+    note = (
+        "<p>Greedy text again, after the prompt: plain steps, and steps that verify what a drafter guessed. "
+        "<i>Copy</i> repeats what followed the same words before; <i>medusa</i> is a tree of the guesses of heads on "
+        "the model's last state; <i>draft model</i> is a chain of a model of a seventh of the size. <i>Edits</i> are "
+        "the files, then the beginning of the same with 5 % of the tokens changed. Files whose output has more than "
+        "20 % repeated 4-grams are shown apart. <i>On true text</i>: tokens a step from prefixes of the file itself; "
+        "the model decides / the file decides.</p>"
+    )
+    totals, cells = drafting["totals"], []
+    for title, total in totals.items():
+        for key, files, kind in (
+            ("methods", total["counted"], ""),
+            ("methods_of_repetitive", total["files"] - total["counted"], ", repetitive"),
+        ):
+            for name, m in total.get(key, {}).items():
+                forced = total["teacher_forced"].get(name) if not kind else None
+                cells.append([
+                    escape(title + kind), str(files), escape(name), f"{m['tokens_per_second']:.0f}",
+                    f"{m['speedup_over_plain']:.2f}×", f"{m['speedup_over_torch']:.2f}×", f"{m['accepted']:.2f}",
+                    f"{forced['model_decides']:.2f} / {forced['text_decides']:.2f}" if forced else "",
+                ])  # fmt: skip
+    columns = ["set", "files", "method", "tokens/s", "over plain", "over torch", "tokens a step", "on true text"]
+    judged = [[escape(t), escape(str(x["judgements"])), str(x["diverging"])] for t, x in totals.items()]
+    rows = []
+    for r in drafting["rows"]:
+        rows += [
+            [escape(r["file"]), r["set"], r["dtype"], escape(name), f"{m['tokens_per_second']:.0f}",
+             f"{m['accepted']:.2f}", f"{r['repeated_4grams']:.0%}", escape(m["judgement"])]
+            for name, m in r["methods"].items()
+        ]  # fmt: skip
+    each = _table(["file", "set", "dtype", "method", "tokens/s", "tokens a step", "repeated", "judgement"], rows)
+    return (
+        note + _table(columns, cells) + _table(["judgements", "", "diverging (short types)"], judged)
+        + f"<details><summary>Every file</summary>{each}</details>"
+    )  # fmt: skip
 
 
 def _points(points: list[dict[str, Any]]) -> str:

@@ -21,13 +21,21 @@ class Prompt:
     tokens: list[int]
 
 
+def _files(arguments: argparse.Namespace) -> list[Path]:
+    return arguments.prompt_file or heldout_files()[: QUICK_PROMPTS if arguments.quick else None]
+
+
+def whole_files(arguments: argparse.Namespace, tokenizer: Tokenizer) -> list[list[int]]:
+    """All tokens of the files, in the order of ``collect``."""
+    return [tokenizer.encode(_text(path)) for path in _files(arguments)]
+
+
 def collect(arguments: argparse.Namespace, config: ModelConfig, tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts that the options ask for; ValueError names the file that does not fit."""
-    own: list[Path] = arguments.prompt_file or []
-    files = own or heldout_files()[: QUICK_PROMPTS if arguments.quick else None]
+    own = bool(arguments.prompt_file)
     room = config.context_length - arguments.new_tokens + 1  # the last new token is not fed back
     prompts = []
-    for path in files:
+    for path in _files(arguments):
         tokens = tokenizer.encode(_text(path))
         wanted = arguments.prompt_tokens or (None if own else PROMPT_TOKENS)
         tokens = tokens[:wanted]

@@ -22,7 +22,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def view(rows: Sequence[Row], totals: dict[str, dict[str, Any]], points: Sequence[Point], doing: str) -> RenderableType:
+def view(
+    rows: Sequence[Row],
+    totals: dict[str, dict[str, Any]],
+    drafting: dict[str, dict[str, Any]],
+    points: Sequence[Point],
+    doing: str,
+) -> RenderableType:
     """Everything measured so far, and what is being done."""
     text = _table(
         "Real text: tokens a second, prompt included", "file", "dtype", "torch", "effops", "speed-up", "judgement"
@@ -41,6 +47,8 @@ def view(rows: Sequence[Row], totals: dict[str, dict[str, Any]], points: Sequenc
             style="bold",
         )  # fmt: skip
     parts: list[RenderableType] = [text]
+    if drafting:
+        parts += [Text(), _drafting(drafting)]
     if points:
         steps = _table(
             "0.5B-class model, random weights, bfloat16: a decode step", "context", "torch", "effops", "speed-up"
@@ -51,3 +59,29 @@ def view(rows: Sequence[Row], totals: dict[str, dict[str, Any]], points: Sequenc
             )
         parts += [Text(), steps]
     return Group(*parts, Text(doing, "dim"))
+
+
+def _drafting(sets: dict[str, dict[str, Any]]) -> Table:
+    """One row for each set, dtype and method; the files that repeat themselves are rows of their own."""
+    table = _table(
+        "Drafting: tokens a second after the prompt", "set", "dtype", "files", "method", "tokens/s", "over plain",
+        "over torch", "tokens a step", "on true text", "judgement",
+    )  # fmt: skip
+    for title, total in sets.items():
+        name, dtype = title.split(", ")
+        judged = ", ".join(f"{n} {kind}" for kind, n in total["judgements"].items())
+        if total["diverging"]:
+            judged += f"{', ' if judged else ''}{total['diverging']} diverge"
+        for key, files, note in (
+            ("methods", total["counted"], ""),
+            ("methods_of_repetitive", total["files"] - total["counted"], " (repetitive)"),
+        ):
+            for method, m in total.get(key, {}).items():
+                forced = total["teacher_forced"].get(method)
+                table.add_row(
+                    name + note, dtype, str(files), method, f"{m['tokens_per_second']:.0f}",
+                    f"{m['speedup_over_plain']:.2f}×", f"{m['speedup_over_torch']:.2f}×", f"{m['accepted']:.2f}",
+                    f"{forced['model_decides']:.2f} / {forced['text_decides']:.2f}" if forced and not note else "",
+                    judged if method == "plain" and not note else "",
+                )  # fmt: skip
+    return table
