@@ -29,8 +29,8 @@ def step_times(
     """Median seconds of a greedy step over ``size`` nodes a sequence, after ``context`` tokens: forward pass,
     verification and commit, and ``drafter``'s proposal where one is given. Size 1 is a plain step.
 
-    Sizes take turns of ``repeat`` steps after two that warm up, three times over, so that a change of the machine's speed
-    meets all of them. For ``TokenTree.optimal``.
+    Sizes take turns of ``repeat`` steps after two that warm up, three times over, so that a change of the machine's
+    speed meets all of them. For ``TokenTree.optimal``.
     """
     if context + max(sizes) > model.config.context_length:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,19 +65,16 @@ def decoder_layer(
     Returns:
         ``[B, T, d]``. No gradient: raises where one is asked for.
     """
-    arguments = (
+    arguments: tuple[Any, ...] = (
         x, attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, cos, sin,
         positions, k_cache, v_cache, slots, kv_lens, norm_eps, window, max_kv_len,
     )  # fmt: skip
-    options: dict[str, Tensor | None] = {}
-    if page_table is not None:
-        options["page_table"] = page_table
-    if ancestors is not None or depths is not None:
-        options |= {"ancestors": ancestors, "depths": depths}
+    if page_table is not None or ancestors is not None or depths is not None:  # what is off is not passed
+        arguments = (*arguments, page_table, ancestors, depths)
     if is_compiling() or (torch.is_grad_enabled() and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)))):
-        return _decoder_layer(*arguments, **options)
+        return _decoder_layer(*arguments)
     with BelowADInplaceOrView():
-        out = _decoder_layer(*arguments, **options)
+        out = _decoder_layer(*arguments)
     if not k_cache.is_inference():
         increment_version((k_cache, v_cache))
     return out
