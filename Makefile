@@ -55,6 +55,7 @@ sanitize: .stamps/deps
 bench: .stamps/build
 	$(BIN)/effops bench attention
 	$(BIN)/effops bench linear
+	$(BIN)/effops bench tree
 
 format: .stamps/test-deps
 	$(BIN)/ruff check --fix --select I . && $(BIN)/ruff format .

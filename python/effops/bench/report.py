@@ -12,25 +12,26 @@ from typing import Any
 
 from effops.bench.timing import Row
 
-COLUMNS = ("case", "candidate", "status", "reason", "milliseconds", "spread", "rate", "unit", "of_floor", "of_effops",
-           "error_over_bound", "rounds")  # fmt: skip
+COLUMNS = ("case", "candidate", "computes", "status", "reason", "milliseconds", "spread", "rate", "unit", "of_floor",
+           "of_effops", "error_over_bound", "rounds")  # fmt: skip
 
 
 def entries(row: Row) -> Iterable[dict[str, Any]]:
     """One dictionary of COLUMNS a candidate; figures are None unless its status is ok."""
     own = row.median("effops")
     for name, result in row.results.items():
-        time = row.median(name)
+        time, other = row.median(name), row.work.others.get(name)
         yield {
             "case": row.work.name,
             "candidate": name,
+            "computes": other.computes if other else "",
             "status": result.status,
             "reason": result.reason,
             "milliseconds": time and time * 1e3,
             "spread": row.spread(name) if time else None,
             "rate": row.rate(name),
-            "unit": "GB/s" if row.memory_bound else "GFLOP/s",
-            "of_floor": row.floor / time if time else None,
+            "unit": "GB/s" if row.bound_by_memory(name) else "GFLOP/s",
+            "of_floor": row.floor_of(name) / time if time else None,
             "of_effops": own / time if time and own else None,
             "error_over_bound": result.check,
             "rounds": len(result.times),
@@ -79,7 +80,7 @@ def write_plot(path: Path, rows: list[Row]) -> None:
     height = 0.8 / max(1, len(names))
     for i, name in enumerate(names):
         bars = [
-            (at + i * height, row.floor / time)
+            (at + i * height, row.floor_of(name) / time)
             for at, row in enumerate(rows)
             if name in row.results and (time := row.median(name)) is not None
         ]
@@ -116,9 +117,12 @@ def tables(rows: list[Row], pending: str = "") -> Any:
 def _floor_line(row: Row) -> str:
     work, samples = row.work, row.samples
     roof = f"R {median(samples.read) / 1e9:.3g} GB/s, P {median(samples.peak) / 1e9:.3g} GFLOP/s"
+    others = "; ".join(f"{name}: {other.computes}" for name, other in work.others.items())
     return (
         f"floor {row.floor * 1e3:.3g} ms ({work.bytes / 1e6:.4g} MB, {work.flops / 1e9:.3g} GFLOP); {roof}, "
         f"drift {samples.drift:.0%}, {row.retries} retries"
+        + f"\n* not the case, and of its own floor: {others}"
+        * bool(others)
     )
 
 
@@ -130,7 +134,7 @@ def _table(row: Row) -> Any:
     for heading in ("ms", "±", "rate", "of floor", "effops is"):
         table.add_column(heading, justify="right")
     for entry in entries(row):
-        name = entry["candidate"]
+        name = entry["candidate"] + " *" * bool(entry["computes"])
         if entry["status"] != "ok":
             table.add_row(name, entry["status"], style="dim" if entry["status"] == "n/a" else "red")
             continue

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from effops.bench import attention, linear, record, report
+from effops.bench import attention, linear, record, report, tree
 from effops.bench.overhead import host_cost
 from effops.bench.roof import BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a result was wrong."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    module: Any = attention if arguments.family == "attention" else linear
+    module: Any = {"attention": attention, "linear": linear, "tree": tree}[arguments.family]
     cases = _cases(module, arguments)
     peers = tuple(dict.fromkeys(arguments.peer or module.PEERS))
     head = record.context(record.command())
@@ -56,11 +56,13 @@ def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
     else:
         cases = list((module.quick_cases if arguments.quick else module.default_cases)(dtypes))
     for case in cases:
-        if isinstance(case, attention.Case):
-            if case.heads % case.kv_heads:
-                raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
-            if case.q_len > case.kv_len:
-                raise ValueError(f"--q-len: expected at most --kv-len = {case.kv_len}, got {case.q_len}")
+        if isinstance(case, attention.Case | tree.Case) and case.heads % case.kv_heads:
+            raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
+        if isinstance(case, attention.Case) and case.q_len > case.kv_len:
+            raise ValueError(f"--q-len: expected at most --kv-len = {case.kv_len}, got {case.q_len}")
+        if isinstance(case, tree.Case) and case.nodes > min(case.kv_len, tree.MAX_NODES):
+            limit = min(case.kv_len, tree.MAX_NODES)
+            raise ValueError(f"--nodes: expected at most {limit} (--kv-len = {case.kv_len}), got {case.nodes}")
     return cases
 
 

@@ -9,7 +9,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from effops.bench.roof import Roof, Samples, seconds
-from effops.bench.work import Call, Result, Work
+from effops.bench.work import Call, Other, Result, Work
 
 RETRIES = 3
 BLOCK_SECONDS = 2e-3  # short calls are timed in blocks of at least this
@@ -31,12 +31,24 @@ class Row:
 
     @property
     def memory_bound(self) -> bool:
-        return self.samples.floor(self.work.bytes, 0) >= self.samples.floor(0, self.work.flops)
+        return self.bound_by_memory("effops")
+
+    def bound_by_memory(self, name: str) -> bool:
+        cost = self._cost(name)
+        return self.samples.floor(cost.bytes, 0) >= self.samples.floor(0, cost.flops)
+
+    def floor_of(self, name: str) -> float:
+        """The floor of what the candidate computes: the row's, unless it computes something else."""
+        cost = self._cost(name)
+        return self.samples.floor(cost.bytes, cost.flops)
 
     def rate(self, name: str) -> float | None:
         """GB/s where memory binds, GFLOP/s where arithmetic does."""
-        time = self.median(name)
-        return None if time is None else (self.work.bytes if self.memory_bound else self.work.flops) / time / 1e9
+        time, cost = self.median(name), self._cost(name)
+        return None if time is None else (cost.bytes if self.bound_by_memory(name) else cost.flops) / time / 1e9
+
+    def _cost(self, name: str) -> Work | Other:
+        return self.work.others.get(name, self.work)
 
     def median(self, name: str) -> float | None:
         times = self.results[name].times

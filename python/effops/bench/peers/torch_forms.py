@@ -35,6 +35,24 @@ class SdpaRows:
         return F.scaled_dot_product_attention(self.rows, self.k, self.v).reshape(self.shape)
 
 
+class SdpaMaskRows:
+    """scaled_dot_product_attention with the heads of a group as rows of a masked call; the mask [T,L] is repeated once,
+    q and the result are permuted in every call."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> None:
+        self.group = q.shape[2] // k.shape[2]
+        if self.group == 1:
+            raise Missing("one head a KV head: the same as sdpa-mask")
+        self.q, self.k, self.v = q, k.transpose(1, 2), v.transpose(1, 2)
+        self.mask = mask.repeat(self.group, 1)
+
+    def __call__(self) -> Tensor:
+        batch, tokens, _, dim = self.q.shape
+        rows = self.q.view(batch, tokens, -1, self.group, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        out = F.scaled_dot_product_attention(rows, self.k, self.v, self.mask)
+        return out.unflatten(2, (self.group, tokens)).permute(0, 3, 1, 2, 4).reshape(self.q.shape)
+
+
 def matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Two matmuls around a float32 softmax; the heads of a group are rows where that is a view."""
     k, v, scale = k.transpose(1, 2), v.transpose(1, 2), q.shape[-1] ** -0.5
