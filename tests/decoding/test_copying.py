@@ -1,4 +1,4 @@
-"""Copied drafts: the matcher against brute-force search, block sizes that follow success, tokens a step by repetition."""
+"""Copied drafts: the matcher against brute-force search, block sizes, tokens a step by repetition."""
 
 from __future__ import annotations
 
