@@ -29,8 +29,8 @@ class Step:
 
     Shorter rows are padded on the left. ``positions`` int32 [B,T] feed the rotary embedding (0 for padding), ``slots``
     int32 [B,T] are where keys are written (-1 for padding), ``kv_lens`` int32 [B] count the keys after the step and
-    ``lengths`` say the same on the host; ``max_kv_len`` is their maximum and ``span`` one more than the last position.
-    A step over trees has their masks, one over pages a table int32 [B, entries].
+    ``lengths`` say the same on the host; ``max_kv_len`` is their maximum and ``span`` one more than the last position
+    of a new token. A step over trees has their masks, one over pages a table int32 [B, entries].
     """
 
     positions: Tensor

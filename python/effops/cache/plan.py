@@ -54,10 +54,11 @@ class Lengths:
 
         count = torch.tensor(new, dtype=torch.int32, device=self._device)
         kv_lens = self._kv_lens + count
+        span = max((n for n, own in zip(after, new, strict=True) if own), default=0)  # of the rows that take part
         column = torch.arange(tokens, dtype=torch.int32, device=self._device)
         padding = column < tokens - count[:, None]
         place = kv_lens[:, None] - tokens + column
-        return Step(place.masked_fill(padding, 0), place.masked_fill(padding, -1), kv_lens, after, longest, longest)
+        return Step(place.masked_fill(padding, 0), place.masked_fill(padding, -1), kv_lens, after, longest, span)
 
     def _plan_tree(self, tokens: int, tree: TreeNodes) -> Step:
         """Every node has a slot after the committed keys, in the order of nodes, and the position of its depth."""

@@ -95,7 +95,7 @@ def generate(
         )
     capacity = max(len(ids) + row.limit - 1 for ids, row in zip(prompts, rows, strict=True))
     if drafter is not None:
-        capacity += min(drafter.max_nodes, MAX_NODES) - 1  # nodes have a place before it is known who stays
+        capacity += max(0, min(drafter.max_nodes, MAX_NODES) - 1)  # nodes have a place before it is known who stays
     kv = model.new_cache(len(prompts), capacity) if cache is None else cache
     run = Run(model, kv, rows, prompts, sampler, stop_tokens, callback, return_logits)
     stats = run.stats

@@ -150,8 +150,9 @@ class Run:
             return None
         if deepest < 1:
             return None
-        drafts = list(drafter.propose(DraftContext(self.known, budgets, self.hidden, self.sampler)))
-        if len(drafts) != len(runs) or not all(d is None or isinstance(d, Draft) for d in drafts):
+        drafts = drafter.propose(DraftContext(self.known, budgets, self.hidden, self.sampler))
+        sequence = isinstance(drafts, Sequence) and len(drafts) == len(runs)
+        if not sequence or not all(d is None or isinstance(d, Draft) for d in drafts):
             expected = f"a Draft or None for each of {len(runs)} sequences"
             raise ValueError(f"{type(drafter).__name__}: propose: expected {expected}, got {drafts}")
         room = room_of(self.cache.lengths, self.cache.capacity, runs)

@@ -32,9 +32,9 @@ def step_times(
     Sizes take turns of ``repeat`` steps after two that warm up, three times over, so that a change of the machine's
     speed meets all of them. For ``TokenTree.optimal``.
     """
-    if context + max(sizes) > model.config.context_length:
+    if not 1 <= context <= model.config.context_length - max(sizes):
         raise ValueError(
-            f"step_times: context: expected at most {model.config.context_length - max(sizes)} beside trees of "
+            f"step_times: context: expected 1 to {model.config.context_length - max(sizes)} beside trees of "
             f"{max(sizes)} nodes, got {context}"
         )
     generator = torch.Generator().manual_seed(0)
@@ -42,6 +42,7 @@ def step_times(
     cache = model.new_cache(batch_size, context + max(sizes))
     hidden = model.hidden_states(tokens, cache, keep=1)[:, -1]
     known = tokens.tolist()
+    guesses = known[0] * -(-max(sizes) // context)
     speculator, greedy = Speculator(model.config.vocab_size, max(sizes)), Sampler.greedy()
     drafting = _drafting(model, drafter, DraftContext(known, [max(sizes)] * batch_size, hidden, greedy))
     needs_hidden = drafter is not None and drafter.needs_hidden
@@ -49,7 +50,7 @@ def step_times(
     def step(size: int) -> None:
         if size > 1:
             drafting()
-        nodes = known[0][:size]
+        nodes = guesses[:size]
         batch = speculator.batch([Proposal(nodes, speculator.chain(size)) for _ in known])
         drawn = torch.tensor([[row[-1]] for row in known]) if batch is None else batch.tokens
         tree = None if batch is None else batch.nodes
