@@ -215,7 +215,7 @@ def test_drafter_cards_are_their_records():
 
 def test_medusa_heads_fit_the_model_and_carry_their_table(model):
     heads, record = MedusaHeads.from_pretrained(shipped.medusa_dir()), drafter_record(shipped.medusa_dir())
-    assert (heads.num_heads, heads.hidden_size, heads.lm_heads) == (4, model.config.hidden_size, None)
+    assert (heads.num_heads, heads.hidden_size, heads.lm_heads) == (3, model.config.hidden_size, None)
     assert sum(p.numel() for p in heads.parameters()) == record["parameters"] <= 1_000_000
     assert all(p.isfinite().all() for p in heads.parameters())
     raw, counted = json.loads((shipped.medusa_dir() / "config.json").read_text()), record["acceptance"]
@@ -223,7 +223,7 @@ def test_medusa_heads_fit_the_model_and_carry_their_table(model):
     assert raw["acceptance_samples"] == counted["samples"]
     assert raw["acceptance_greedy"] == counted["greedy"]
     for table in (counted["true_text"], counted["greedy"]):
-        assert [len(row) for row in table] == [10] * 4
+        assert [len(row) for row in table] == [10] * 3
         assert all(sum(row) <= 1 for row in table)
 
 

@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from accept import RANKS, acceptance_table, best_tree, doc_ranks, rank_of, walk_chain, walk_tree
 from card import draft_card, medusa_card
-from corpus import BASE, CALIBRATION, SHIPPED, base_model, copy_licence, document_hidden, held_out_documents
+from corpus import (
+    BASE,
+    CALIBRATION,
+    SHIPPED,
+    base_model,
+    copy_licence,
+    document_hidden,
+    held_out_documents,
+    training_documents,
+)
 from effops.decoding import MedusaHeads
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 CONTEXT, OVERLAP = 2048, 512
 LAST_ENTRIES = 5
+FREQUENT = 1024
 TREE_NODES = (4, 8, 16, 32, 64)
 CHAIN_LENGTHS = (2, 3, 4, 5)
 PROMPT, CONTINUATION, PROMPT_EVERY = 256, 128, 512  # tokens of a greedy sample; one every PROMPT_EVERY
@@ -83,6 +93,12 @@ def mean_length(walks: list[tuple[int, int]]) -> float:
     return round(sum(tokens for tokens, _ in walks) / sum(steps for _, steps in walks), 4)
 
 
+def frequent_tokens() -> list[int]:
+    """The most frequent tokens of the training text, ascending: a part of the vocabulary that drafts quickly."""
+    counts = torch.bincount(torch.cat(training_documents()))
+    return counts.argsort(descending=True, stable=True)[:FREQUENT].sort().values.tolist()
+
+
 def export_medusa(run: Path, out: Path, base: Base) -> dict[str, Any]:
     """Write code-7m-medusa/; returns its record."""
     MedusaHeads.from_pretrained(run, dtype=torch.bfloat16).save_pretrained(out)
@@ -136,6 +152,7 @@ def export_medusa(run: Path, out: Path, base: Base) -> dict[str, Any]:
         acceptance_samples=samples,
         acceptance_greedy=greedy_table,
         acceptance_greedy_samples=greedy_samples,
+        frequent_tokens=frequent_tokens(),
     )
     (out / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory of the hidden states and of the result")
     parser.add_argument("--layers", type=int, default=1, help="residual layers of a head")
-    parser.add_argument("--passes", type=float, default=0.8, help="passes over the training text")
+    parser.add_argument("--passes", type=float, default=3.0, help="passes over the training text")
     parser.add_argument("--lr", type=float, default=1e-2, help="peak learning rate of the matrices")
     parser.add_argument("--soft", type=float, default=0.7, help="share of the frozen model's distribution in a target")
     parser.add_argument("--limit", type=int, help="first positions of the text alone, for a trial")
