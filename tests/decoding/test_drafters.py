@@ -121,9 +121,10 @@ TREE = TokenTree.from_paths([(0,), (0, 0), (0, 0, 0), (0, 2), (1,), (1, 0), (1, 
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("root", [False, True])
 @pytest.mark.parametrize("own", [False, True])
-def test_random_heads_are_lossless(model, batch, own):
-    got = check_lossless(model, PROMPTS[:batch], MedusaDrafter(heads(own=own), TREE), max_new_tokens=30)
+def test_random_heads_are_lossless(model, batch, own, root):
+    got = check_lossless(model, PROMPTS[:batch], MedusaDrafter(heads(own=own, root=root), TREE), max_new_tokens=30)
     assert got.stats.draft_nodes > 0
 
 
@@ -162,6 +163,35 @@ def test_a_node_is_the_right_rank_of_the_right_head(model, projection):
             for token, d, rank in zip(draft.tokens, cut.depths[1:], cut.ranks[1:], strict=True):
                 assert token == order[d - 1, row, rank]
     assert drafter.propose(context([[1], [2]], [0, 0], hidden)) == [None, None]
+
+
+@torch.no_grad()
+def test_heads_that_look_at_the_root_see_the_last_token(model):
+    drafter, hidden = MedusaDrafter(heads(root=True), TREE), torch.randn(2, 32)
+    drafter.begin(model, 2)
+    root = model.embed_tokens.weight[[2, 5]]
+    order = drafter.heads(hidden, model.lm_head.weight, root=root).argsort(-1, descending=True)
+    for row, draft in enumerate(drafter.propose(context([[1, 2], [4, 5]], [9, 9], hidden))):
+        assert draft.tokens[0] == order[0, row, 0]
+
+
+@torch.no_grad()
+def test_a_part_of_the_vocabulary_and_another_dtype(model):
+    """Drafts stay within the tokens named, in the order of the heads' logits among them."""
+    some = [3, 5, 8, 9, 11, 20, 33]
+    drafter, hidden = MedusaDrafter(heads(), TREE, vocabulary=some), torch.randn(1, 32)
+    drafter.begin(model, 1)
+    order = drafter.heads(hidden, model.lm_head.weight)[:, :, some].argsort(-1, descending=True)
+    draft = drafter.propose(context([[1]], [9], hidden))[0]
+    for token, d, rank in zip(draft.tokens, TREE.depths[1:], TREE.ranks[1:], strict=True):
+        assert token == some[order[d - 1, 0, rank]]
+    short = heads().to(torch.bfloat16)
+    got = check_lossless(model, PROMPTS[:2], MedusaDrafter(short, TREE, vocabulary=some), max_new_tokens=20)
+    assert got.stats.draft_nodes > 0
+    with pytest.raises(
+        ValueError, match="MedusaDrafter: vocabulary: expected None for heads with LM heads of their own"
+    ):
+        MedusaDrafter(heads(own=True), TREE, vocabulary=some)
 
 
 def test_the_default_tree_is_the_best_one_of_16_nodes():

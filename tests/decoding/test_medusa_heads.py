@@ -244,3 +244,54 @@ def test_a_few_steps_learn_a_repeating_text():
         guesses = heads(hidden, lm_head).argmax(-1)
     for k in range(HEADS):
         assert torch.equal(guesses[k, :, : -2 - k], tokens[:, 2 + k :])
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_heads_that_look_at_the_root(tmp_path, own, grad):
+    """R e is added to what the LM head reads; fresh heads do not look; files carry R; the root is asked for by name."""
+    made = MedusaHeads(HIDDEN, HEADS, 1, VOCAB if own else None, projection=True, root=True)
+    hidden, root, lm_head = normal(5, HIDDEN), normal(5, HIDDEN, seed=3), None if own else normal(VOCAB, HIDDEN)
+    blind = MedusaHeads(HIDDEN, HEADS, 1, VOCAB if own else None, projection=True)
+    assert torch.equal(made(hidden, lm_head, root=root), blind(hidden, lm_head))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+        without = plain(made, hidden, lm_head)
+    with torch.set_grad_enabled(grad):
+        got = made(hidden, lm_head, root=root)
+    for k in range(HEADS):
+        weight = lm_head if own is False else made.lm_heads[k]
+        expected = without[k] + root.double() @ made.roots[k].double().T @ weight.double().T
+        torch.testing.assert_close(got[k].double(), expected, rtol=1e-4, atol=1e-4)
+    made.save_pretrained(tmp_path)
+    loaded = MedusaHeads.from_pretrained(tmp_path)
+    assert torch.equal(loaded.roots, made.roots) and "2.root.weight" in load_file(tmp_path / SINGLE)
+    with pytest.raises(ValueError, match="MedusaHeads: root: expected the root's embedding, got None"):
+        made(hidden, lm_head)
+    with pytest.raises(ValueError, match="MedusaHeads: root: expected None, for the heads do not look at it, got a"):
+        blind(hidden, lm_head, root=root)
+    with pytest.raises(ValueError, match=r"MedusaHeads: root: expected shape \[5, 48\], got \[4, 48\]"):
+        made(hidden, lm_head, root=root[:4])
+    if not own:  # one head only
+        with torch.no_grad():
+            torch.testing.assert_close(
+                made(hidden, lm_head, root=root, heads=1), got[:1].detach(), rtol=1e-4, atol=1e-4
+            )
+        with pytest.raises(ValueError, match="MedusaHeads: heads: expected 1 to 3, got 4"):
+            made(hidden, lm_head, root=root, heads=4)
+
+
+def test_loss_of_heads_that_look_at_the_root():
+    made = MedusaHeads(HIDDEN, HEADS, root=True)
+    with torch.no_grad():
+        made.roots.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
+    hidden, lm_head = normal(2, 9, HIDDEN), normal(VOCAB, HIDDEN)
+    tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(3))
+    loss, root = 0.0, lm_head[tokens.roll(-1, 1)]
+    logits = made(hidden, lm_head, root=root)
+    for k in range(HEADS):
+        last = 9 - 2 - k
+        loss = loss + 0.8**k * F.cross_entropy(logits[k][:, :last].flatten(0, 1), tokens[:, 2 + k :].flatten())
+    torch.testing.assert_close(medusa_loss(hidden, tokens, made, lm_head, embedding=lm_head), loss)

@@ -28,13 +28,18 @@ class MedusaHeads(nn.Module):
     silu is nowhere below -0.28, so that over a shared LM head residual layers alone can hardly take back what h says
     of token t + 1. The projection can: it makes E P the head's own LM head at d * d weights instead of V * d.
 
+    The first token of a draft's tree, t + 1, is known when the heads guess. With ``root`` each head adds ``R e`` of
+    its embedding e to what its LM head reads, as Hydra's heads look at the tokens before theirs (arXiv 2402.05109); R
+    starts at zero.
+
     Attributes:
-        weight: ``[layers, K, d, d]``; bias: ``[layers, K, d]``; projections: ``[K, d, d]`` or None; lm_heads:
+        weight: ``[layers, K, d, d]``; bias: ``[layers, K, d]``; projections, roots: ``[K, d, d]`` or None; lm_heads:
             ``[K, V, d]`` or None.
         acceptance: ``[K][ranks]``, how often head k's guess of that rank was the token; None if never counted.
     """
 
     projections: nn.Parameter | None
+    roots: nn.Parameter | None
     lm_heads: nn.Parameter | None
 
     def __init__(
@@ -45,6 +50,7 @@ class MedusaHeads(nn.Module):
         vocab_size: int | None = None,
         *,
         projection: bool = False,
+        root: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -67,12 +73,15 @@ class MedusaHeads(nn.Module):
         self.bias = zeros(num_layers, num_heads, hidden_size)
         identity = torch.eye(hidden_size, dtype=dtype, device=device).repeat(num_heads, 1, 1) if projection else None
         self.register_parameter("projections", None if identity is None else nn.Parameter(identity))
+        self.register_parameter("roots", zeros(num_heads, hidden_size, hidden_size) if root else None)
         own = None if vocab_size is None else zeros(num_heads, vocab_size, hidden_size)
         self.register_parameter("lm_heads", own)
 
-    def forward(self, hidden: Tensor, lm_head: Tensor | None = None, *, heads: int | None = None) -> Tensor:
-        """Logits ``[K, ..., V]`` of hidden ``[..., d]``, over lm_head ``[V, d]`` unless the heads have their own;
-        ``heads`` asks for the first so many heads only.
+    def forward(
+        self, hidden: Tensor, lm_head: Tensor | None = None, *, root: Tensor | None = None, heads: int | None = None
+    ) -> Tensor:
+        """Logits ``[K, ..., V]`` of hidden ``[..., d]``, over lm_head ``[V, d]`` unless the heads have their own, and
+        of the root's embedding ``[..., d]`` where they look at it; ``heads`` asks for the first so many heads only.
 
         Without gradients on CPUs the products are ``packed_linear``'s: one for the first layer of all heads, one a
         head for each further layer and the projection, and one for all rows of all heads over a shared LM head.
@@ -80,11 +89,13 @@ class MedusaHeads(nn.Module):
         own: Any = self._parameters
         weight, bias, projections, lm_heads = own["weight"], own["bias"], own["projections"], own["lm_heads"]
         self._check(hidden, lm_head)
+        self._check_root(hidden, root)
+        roots = own["roots"]
         heads, size, lead = self.num_heads if heads is None else heads, self.hidden_size, hidden.shape[:-1]
         if not 1 <= heads <= self.num_heads:
             raise ValueError(f"MedusaHeads: heads: expected 1 to {self.num_heads}, got {heads}")
         if hidden.device.type != "cpu" or takes_torch_path(hidden, weight, bias, projections, lm_heads, lm_head):
-            z = self.states(hidden)[:heads]
+            z = self.states(hidden, root)[:heads]
             if lm_heads is None:
                 return F.linear(z, lm_head)  # type: ignore[arg-type]
             return torch.stack([F.linear(z[k], lm_heads[k]) for k in range(heads)])
@@ -99,19 +110,26 @@ class MedusaHeads(nn.Module):
             )
         if projections is not None:
             z = torch.stack([ops.packed_linear(z[k], projections[k]) for k in range(heads)])
+        if roots is not None and root is not None:
+            added = ops.packed_linear(root.reshape(-1, size), roots[:heads].view(-1, size))
+            z = z + added.view(-1, heads, size).transpose(0, 1)
         if lm_heads is None:
             logits = ops.packed_linear(z.view(-1, size), lm_head)  # type: ignore[arg-type]
         else:
             logits = torch.stack([ops.packed_linear(z[k], lm_heads[k]) for k in range(heads)])
         return logits.view(heads, *lead, logits.shape[-1])
 
-    def states(self, hidden: Tensor) -> Tensor:
-        """What the LM heads read, ``[K, ..., d]`` of hidden ``[..., d]``, in torch's own operators."""
+    def states(self, hidden: Tensor, root: Tensor | None = None) -> Tensor:
+        """What the LM heads read, ``[K, ..., d]`` of hidden and root ``[..., d]``, in torch's own operators."""
+        self._check_root(hidden, root)
         rows = hidden.reshape(-1, self.hidden_size).expand(self.num_heads, -1, -1)
         for weight, bias in zip(self.weight, self.bias, strict=True):
             rows = rows + F.silu(torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2)))
         if self.projections is not None:
             rows = torch.bmm(rows, self.projections.transpose(1, 2))
+        if self.roots is not None and root is not None:
+            before = root.reshape(-1, self.hidden_size).expand(self.num_heads, -1, -1)
+            rows = rows + torch.bmm(before, self.roots.transpose(1, 2))
         return rows.view(self.num_heads, *hidden.shape)
 
     def _check(self, hidden: Tensor, lm_head: Tensor | None) -> None:
@@ -128,9 +146,17 @@ class MedusaHeads(nn.Module):
         elif lm_head.dim() != 2 or lm_head.shape[1] != size:
             raise ValueError(f"MedusaHeads: lm_head: expected shape [V, {size}], got {list(lm_head.shape)}")
 
+    def _check_root(self, hidden: Tensor, root: Tensor | None) -> None:
+        if (self.roots is None) != (root is None):
+            expected = "None, for the heads do not look at it" if self.roots is None else "the root's embedding"
+            raise ValueError(f"MedusaHeads: root: expected {expected}, got {'None' if root is None else 'a tensor'}")
+        if root is not None and root.shape != hidden.shape:
+            raise ValueError(f"MedusaHeads: root: expected shape {list(hidden.shape)}, got {list(root.shape)}")
+
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Views of every weight under the names of Medusa checkpoints: ``{head}.{layer}.linear.weight`` and ``.bias``;
-        an own LM head is ``{head}.{num_layers}.weight``. Ours alone is ``{head}.projection.weight``."""
+        an own LM head is ``{head}.{num_layers}.weight``. Ours alone are ``{head}.projection.weight`` and
+        ``{head}.root.weight``."""
         named: dict[str, Tensor] = {}
         for k in range(self.num_heads):
             for layer in range(self.num_layers):
@@ -138,6 +164,8 @@ class MedusaHeads(nn.Module):
                 named[f"{k}.{layer}.linear.bias"] = self.bias[layer, k]
             if self.projections is not None:
                 named[f"{k}.projection.weight"] = self.projections[k]
+            if self.roots is not None:
+                named[f"{k}.root.weight"] = self.roots[k]
             if self.lm_heads is not None:
                 named[f"{k}.{self.num_layers}.weight"] = self.lm_heads[k]
         return named
@@ -173,6 +201,7 @@ class MedusaHeads(nn.Module):
         model = cls(
             hidden, heads, layers, size("vocab_size") if own else None,
             projection=any(f"{k}.projection.weight" in files.names() for k in range(heads)),
+            root=any(f"{k}.root.weight" in files.names() for k in range(heads)),
             dtype=dtype, device=device,
         )  # fmt: skip
         model.acceptance = _acceptance(raw, heads, source)
@@ -207,14 +236,20 @@ class MedusaHeads(nn.Module):
 
 
 def medusa_loss(
-    hidden: Tensor, tokens: Tensor, heads: MedusaHeads, lm_head: Tensor | None = None, decay: float = 0.8
+    hidden: Tensor,
+    tokens: Tensor,
+    heads: MedusaHeads,
+    lm_head: Tensor | None = None,
+    decay: float = 0.8,
+    *,
+    embedding: Tensor | None = None,
 ) -> Tensor:
     """Sum over heads of ``decay**k`` times the mean cross entropy of head k against the token k + 2 further on.
 
     Args:
         hidden: ``[B, T, d]`` of a frozen model at the tokens.
         tokens: int64 ``[B, T]``; negative ones are no targets. A head without a target adds nothing.
-        lm_head: ``[V, d]``, shared by heads without their own.
+        lm_head: ``[V, d]``, shared by heads without their own; embedding: ``[V, d]``, for heads that look at the root.
 
     Returns:
         A float32 scalar (float64 for float64), with a gradient for the heads.
@@ -225,7 +260,10 @@ def medusa_loss(
             f"got {list(tokens.shape)} and {list(hidden.shape)}"
         )
     heads._check(hidden, lm_head)
-    z = heads.states(hidden)
+    root = None
+    if embedding is not None:  # the last position has no next token, and no target either
+        root = embedding[torch.cat([tokens[:, 1:], tokens[:, :1]], 1).clamp(min=0)].to(hidden.dtype)
+    z = heads.states(hidden, root)
     loss = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
     for k in range(heads.num_heads):
         targets = tokens[:, 2 + k :].flatten()

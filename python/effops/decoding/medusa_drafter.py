@@ -41,6 +41,9 @@ class MedusaDrafter(Drafter):
         self._cut: dict[int, tuple[TokenTree, torch.Tensor, int, int]] = {}
 
     def begin(self, model: Llama, batch_size: int) -> None:
+        self._embedding = None
+        if self.heads.roots is not None:
+            self._embedding = model.embed_tokens.weight.detach().to(self.heads.weight.dtype)
         if model.config.hidden_size != self.heads.hidden_size:
             raise ValueError(
                 f"MedusaDrafter: heads: expected the target's width {model.config.hidden_size}, "
@@ -58,7 +61,11 @@ class MedusaDrafter(Drafter):
         if deepest < 1 or context.hidden is None:
             return [None] * len(context.budgets)
         tree, places, ranks, depth = self._tree_of(deepest)
-        logits = self.heads.forward(context.hidden.to(self.heads.weight.dtype), self._lm_head, heads=depth)
+        root = None
+        if self._embedding is not None:
+            root = self._embedding[[known[-1] for known in context.tokens]]
+        hidden = context.hidden.to(self.heads.weight.dtype)
+        logits = self.heads.forward(hidden, self._lm_head, root=root, heads=depth)
         best = logits.topk(ranks).indices.transpose(0, 1).flatten(1)[:, places]  # [B, nodes]
         tokens = (best if self._vocabulary is None else self._vocabulary[best]).tolist()
         return [Draft(own, tree) if budget > 0 else None for own, budget in zip(tokens, context.budgets, strict=True)]
