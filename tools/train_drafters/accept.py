@@ -24,10 +24,14 @@ def rank_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def doc_ranks(heads: MedusaHeads, lm_head: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Ranks int64 [K, n]: of ids[t + 2 + k] in head k at t; -1 beyond the end."""
+    """Ranks int64 [K, n]: of ids[t + 2 + k] in head k at t; -1 beyond the end. Heads that look at the root get ids[t+1]
+    in the embedding that is the LM head too."""
     ranks = torch.full((heads.num_heads, len(ids)), -1)
     for begin in range(0, len(ids), CHUNK):
-        logits = heads(hidden[begin : begin + CHUNK], lm_head)
+        root = None
+        if heads.roots is not None:
+            root = lm_head[ids.roll(-1)[begin : begin + CHUNK]]  # the last position has no target
+        logits = heads(hidden[begin : begin + CHUNK], lm_head, root=root)
         for k in range(heads.num_heads):
             targets = ids[begin + 2 + k : begin + 2 + k + CHUNK]
             if len(targets):

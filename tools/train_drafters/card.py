@@ -27,12 +27,12 @@ MEDUSA = (
     """\
 # code-7m-medusa
 
-{heads} Medusa heads for `code-7m`: from one hidden state of the model, head k guesses the token k + 2 further on. They
-share the model's LM head.
+{heads} Medusa heads for `code-7m`: from one hidden state of the model and the embedding of the next token, which is
+known, head k guesses the token k + 2 further on. They share the model's LM head.
 
 | | |
 |---|---|
-| Architecture | {heads} heads: {layers} x `z + silu(W z + b)`, a projection, 256 wide; the model's LM head |
+| Architecture | {heads} heads: {layers} x `z + silu(W z + b)`, a projection, R e of the root; the model's LM head |
 | Parameters | {parameters:,}, stored in bfloat16 |
 | Training | {steps:,} steps, {positions:,} positions ({passes} passes), {minutes:.0f} min on one busy CPU core |
 | Objective | sum of {decay}^k CE; {soft:.0%} of a target is the model's distribution, the rest the token |

@@ -74,7 +74,7 @@ def train(out: Path, layers: int, passes: float, lr: float, share: float, limit:
     corpus = Corpus(out)
     tokens, left, hidden = (x[:limit] for x in (corpus.tokens, corpus.left, corpus.hidden))
     lm_head = base_model(torch.bfloat16).lm_head.weight
-    heads = MedusaHeads(hidden.shape[1], HEADS, layers, projection=True)
+    heads = MedusaHeads(hidden.shape[1], HEADS, layers, projection=True, root=True)
     optimizers = build_optimizers(heads, lr)
     blocks = Blocks(len(tokens), HEADS + 1)
     steps = int(blocks.per_pass * passes) // BLOCKS_PER_STEP
@@ -91,7 +91,8 @@ def train(out: Path, layers: int, passes: float, lr: float, share: float, limit:
         places = [blocks.begin(step * BLOCKS_PER_STEP + i) for i in range(BLOCKS_PER_STEP)]
         rows = torch.tensor(places)[:, None] + torch.arange(BLOCK)
         with torch.autocast("cpu", torch.bfloat16):
-            z = heads.states(hidden[rows]).to(torch.bfloat16)
+            root = lm_head[tokens[(rows + 1).clamp(max=len(tokens) - 1)]]  # tied: the embedding
+            z = heads.states(hidden[rows], root.float()).to(torch.bfloat16)
         leaf = z.detach().requires_grad_()
         for i, begin in enumerate(places):
             at = begin + torch.arange(BLOCK)
