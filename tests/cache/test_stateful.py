@@ -31,7 +31,7 @@ class Machine(RuleBasedStateMachine):
         self.number = 0
 
     def new_cache(self) -> Any:
-        raise NotImplementedError
+        raise AssertionError("each cache's machine says it")
 
     def kv(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         number = torch.tensor(tokens, dtype=torch.float32)[:, :, None, None].expand(-1, -1, HEADS, DIM).clone()
@@ -54,7 +54,7 @@ class Machine(RuleBasedStateMachine):
 
     def expect_room(self, after: list[int]) -> bool:
         """Whether a step to these lengths is possible; where not, that it is refused and changes nothing."""
-        raise NotImplementedError
+        raise AssertionError("each cache's machine says it")
 
     def plan(self, after: list[int], *args: Any, **kwargs: Any) -> Any:
         before = self.state()
@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
                     assert torch.equal(self.read(memory, row, len(own)), expected[0])
 
     def read(self, memory: torch.Tensor, row: int, length: int) -> torch.Tensor:
-        raise NotImplementedError
+        raise AssertionError("each cache's machine says it")
 
 
 class DenseMachine(Machine):

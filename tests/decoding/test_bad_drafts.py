@@ -107,9 +107,9 @@ def test_what_is_no_draft_is_refused(model, answer):
         generate(model, PROMPTS[:2], max_new_tokens=4, drafter=Wrong())
 
 
-def test_the_base_class_proposes_nothing(model):
-    with pytest.raises(NotImplementedError):
-        generate(model, PROMPTS[0], max_new_tokens=4, drafter=Drafter())
+def test_a_drafter_without_propose_is_none():
+    with pytest.raises(TypeError, match="propose"):
+        Drafter()
 
 
 def test_budgets_are_what_can_be_used(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +54,7 @@ class DraftContext:
     sampler: Sampler
 
 
-class Drafter:
+class Drafter(abc.ABC):
     """Guesses tokens for the target model to verify. Subclasses implement :meth:`propose`.
 
     Guesses may be wrong, missing or too many: that costs speed, never a token of the output. Nodes that cannot be used
@@ -63,9 +64,9 @@ class Drafter:
     max_nodes = 64  # nodes of the largest tree, its root included
     needs_hidden = False
 
-    def begin(self, model: Llama, batch_size: int) -> None:
+    def begin(self, model: Llama, batch_size: int) -> None:  # noqa: B027  (nothing to do is an ordinary beginning)
         """Called by ``generate`` before the first step of ``batch_size`` new sequences."""
 
+    @abc.abstractmethod
     def propose(self, context: DraftContext) -> Sequence[Draft | None]:
         """A draft for each sequence, or None."""
-        raise NotImplementedError
