@@ -1,4 +1,4 @@
-// A linear layer of few rows, free of torch. Strides are in elements; `y` is contiguous.
+// A linear layer of few rows, or several side by side, free of torch. Strides are in elements.
 #pragma once
 
 #include <algorithm>
@@ -17,19 +17,24 @@ struct LinearProblem {
   DType dtype = DType::f32;
   int64_t rows = 0, in = 0, out = 0;
   const char *x = nullptr, *weight = nullptr, *bias = nullptr, *residual = nullptr;
-  int64_t x_row = 0, weight_row = 0, residual_row = 0;
+  int64_t x_row = 0, weight_row = 0, residual_row = 0, y_row = 0;
   char* y = nullptr;
   // What happens to a row of x first, rounded as the ops of that name round: rms_norm with the weight
   // `norm` [in], or silu_mul of a row of 2 * in elements.
   const char* norm = nullptr;
   double norm_eps = 0;
   bool gated = false;
+  bool silu = false;  // of x W^T + bias, before the residual
+  // Several layers of one size: the distance from one to the next in each operand, 0 where all share it. The norm is
+  // shared.
+  int64_t groups = 1;
+  int64_t x_group = 0, weight_group = 0, bias_group = 0, residual_group = 0, y_group = 0;
 };
 
 // Few rows stream the weights; torch's GEMM is the fastest for many, except in float16.
 inline bool streams_linear(DType dtype, int64_t rows) { return rows <= kLinearRows || dtype == DType::f16; }
 inline bool linear_worth_threads(const LinearProblem& p) {
-  return p.in * p.out * std::max<int64_t>(p.rows, size_of(p.dtype)) > kLinearSerial;
+  return p.groups * p.in * p.out * std::max<int64_t>(p.rows, size_of(p.dtype)) > kLinearSerial;
 }
 
 // Human-readable path of a call.

@@ -1,5 +1,6 @@
 // How kernels reach threads without knowing who owns them: torch's pool in the extension,
-// std::thread in sanitizer builds, the caller alone when there is little to do.
+// std::thread in sanitizer builds, the caller alone when there is little to do. Thread 0 helps with the work of all
+// others, so that it does not matter which of them come.
 #pragma once
 
 #include <atomic>
@@ -14,7 +15,7 @@ struct Parallel {
   using Body = void (*)(void* context, int64_t index);
 
   int threads = 1;
-  // Runs body(context, t) for every t in [0, threads), each once, possibly at the same time.
+  // Runs body(context, t) once for t = 0 and at most once for each other t below threads, possibly at the same time.
   void (*fork)(int threads, Body body, void* context) = nullptr;
 
   // Runs body(i) for every i in [0, tasks). Each thread starts on a contiguous range of its own and
@@ -31,11 +32,16 @@ struct Parallel {
     };
     struct Job {
       std::remove_reference_t<F>* body;
-      std::unique_ptr<Range[]> ranges;
+      Range* ranges;
       int threads;
       std::atomic<bool> failed{false};
       std::exception_ptr error;
-    } job{&body, std::make_unique<Range[]>(threads), threads, {}, {}};
+    };
+    constexpr int kFew = 16;  // the usual case costs no allocation
+    Range few[kFew];
+    std::unique_ptr<Range[]> many;
+    if (threads > kFew) many = std::make_unique<Range[]>(threads);
+    Job job{&body, threads > kFew ? many.get() : few, threads, {}, {}};
     for (int t = 0; t < threads; ++t) {
       job.ranges[t].next = tasks * t / threads;
       job.ranges[t].end = tasks * (t + 1) / threads;

@@ -26,7 +26,9 @@ struct FlawedRow {
   RowFlaw flaw() const { return static_cast<RowFlaw>(first % 4); }
 };
 
-struct SamplingProblem {  // rows of `size` >= 1 logits; a draw a row where tokens is given, else the law
+// Rows of `size` >= 1 logits: the `best` likeliest tokens of each where that is given, a draw where tokens is, else
+// the law.
+struct SamplingProblem {
   DType dtype = DType::f32;
   RowSpace rows;
   int64_t size = 0;
@@ -34,7 +36,8 @@ struct SamplingProblem {  // rows of `size` >= 1 logits; a draw a row where toke
   int64_t top_k = 0;  // 0: all
   const char* x = nullptr;
   const double* uniforms = nullptr;  // [rows], in [0, 1); not read at temperature 0
-  int64_t* tokens = nullptr;         // [rows]
+  int64_t best = 0;                  // at most size
+  int64_t* tokens = nullptr;         // [rows], or [rows, best]
   char* probs = nullptr;             // [rows, size], float32 (float64 for float64)
   FlawedRow* flawed = nullptr;
 };

@@ -44,14 +44,23 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, float norm_eps=1e-6, "
       "int window=0, int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, "
       "Tensor? depths=None) -> Tensor");
+  m.def(
+      "decoder_layers(Tensor x, Tensor[] attention_norm, Tensor[] qkv, Tensor[] qkv_bias, Tensor[] o, "
+      "Tensor[] o_bias, Tensor[] mlp_norm, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor[] down, "
+      "Tensor[] down_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor slots, Tensor kv_lens, int[] windows, float norm_eps=1e-6, int? max_kv_len=None, "
+      "Tensor? page_table=None, Tensor? ancestors=None, Tensor? depths=None) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
   m.def(
       "rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
       "Tensor slots, *, Tensor? page_table=None) -> Tensor");
   m.def("silu_mul(Tensor x) -> Tensor");
-  m.def("sample(Tensor logits, Tensor uniforms, *, " EFFOPS_FILTERS ") -> Tensor");
+  m.def("sample(Tensor logits, Tensor? uniforms=None, *, " EFFOPS_FILTERS ") -> Tensor");
   m.def("sampling_probs(Tensor logits, *, " EFFOPS_FILTERS ") -> Tensor");
+  m.def(
+      "medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Tensor weight, Tensor bias, "
+      "Tensor? projections, Tensor? roots, Tensor? embedding, Tensor lm_head, Tensor? vocabulary=None) -> Tensor");
   m.def("pack_ancestors(Tensor parents) -> (Tensor, Tensor)");
   m.def("verify_greedy(Tensor parents, Tensor draft_tokens, Tensor target_tokens) -> (Tensor, Tensor, Tensor)");
   m.def(

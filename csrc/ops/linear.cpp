@@ -84,6 +84,7 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   p.weight = w.data();
   p.weight_row = w.stride(0);
   p.y = Arg(op, "y", y).mutable_data();
+  p.y_row = p.out;
   cpu::kernels().linear(p, torch_threads());
   return y;
 }

@@ -52,18 +52,25 @@ void run(const char* op, SamplingProblem& p) {
                " in row ", flawed.row());
 }
 
-Tensor sample(Tensor logits, Tensor uniforms, double temperature, int64_t top_k, double top_p, double min_p) {
+Tensor sample(Tensor logits, std::optional<Tensor> uniforms, double temperature, int64_t top_k, double top_p,
+              double min_p) {
   const char* op = "sample";
   SamplingProblem p = problem_of(op, logits, temperature, top_k, top_p, min_p);
-  const Arg a(op, "logits", logits), u(op, "uniforms", uniforms);
-  u.is(type_of(DType::f64), "float64").same_device(a);
+  const Arg a(op, "logits", logits);
   const std::vector<int64_t> outer(a.sizes, a.sizes + a.dim - 1);
-  EFFOPS_CHECK(outer == std::vector<int64_t>(u.sizes, u.sizes + u.dim), op, ": uniforms: expected the shape of logits ",
-               a.shape(), " without its last dimension, got shape ", u.shape());
-  p.uniforms = reinterpret_cast<const double*>(contiguous_data(u, uniforms));
-  for (int64_t row = 0; row < u.numel(); ++row)
-    EFFOPS_CHECK(p.uniforms[row] >= 0 && p.uniforms[row] < 1, op, ": uniforms: expected values in [0, 1), got ",
-                 p.uniforms[row], " in row ", row);
+  EFFOPS_CHECK(uniforms || temperature == 0, op, ": uniforms: expected a tensor at temperature ", temperature,
+               ", got none");
+  if (uniforms) {
+    const Arg u(op, "uniforms", *uniforms);
+    u.is(type_of(DType::f64), "float64").same_device(a);
+    EFFOPS_CHECK(outer == std::vector<int64_t>(u.sizes, u.sizes + u.dim), op,
+                 ": uniforms: expected the shape of logits ", a.shape(), " without its last dimension, got shape ",
+                 u.shape());
+    p.uniforms = reinterpret_cast<const double*>(contiguous_data(u, *uniforms));
+    for (int64_t row = 0; row < u.numel(); ++row)
+      EFFOPS_CHECK(p.uniforms[row] >= 0 && p.uniforms[row] < 1, op, ": uniforms: expected values in [0, 1), got ",
+                   p.uniforms[row], " in row ", row);
+  }
   Tensor tokens = empty(outer, aoti_torch_dtype_int64(), a);
   p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
   run(op, p);

@@ -30,6 +30,7 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
+            decoder_layers: the same and ``layers``; medusa_draft: ``batch, heads, layers, width, vocab``;
             sample, sampling_probs: ``rows, vocab``.
             pack_ancestors, verify_greedy: ``batch, nodes``; verify_rejection, verify_typical: ``batch, nodes, vocab``
             (their dtypes are fixed).
@@ -111,6 +112,18 @@ def _decoder_layer(*, dtype: str, width: int, inner: int, batch: int = 1, q_len:
     order = ("qkv", "attention", "o", "gate_up", "down")
     lines = [f"{part}.{line}" for part in order for line in parts[part].splitlines()]
     return "\n".join(["backend: cpu", f"isa: {_host().cpu_isa()}", *lines, _REFUSED])
+
+
+def _decoder_layers(*, dtype: str, layers: int, batch: int = 1, q_len: int = 1, **sizes: int) -> str:
+    way = "raw memory, one parallel region" if batch * q_len <= 16 or dtype == "float16" else "op by op"
+    each = _decoder_layer(dtype=dtype, batch=batch, q_len=q_len, **sizes)
+    return f"layers: {layers}, one after the other, {way}\n{each}"
+
+
+def _medusa_draft(*, dtype: str, heads: int, width: int, vocab: int, batch: int = 1, layers: int = 1) -> str:
+    loop = f"heads side by side: {layers} layers, projection, root; the LM head over {heads * batch} rows; ranks"
+    read = heads * (layers + 2) * width * width + vocab * width
+    return _one_pass(dtype, loop, read, batch, _NO_GRADIENT, 8)
 
 
 def _one_pass(
@@ -210,6 +223,8 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "attention": _attention,
     "varlen_attention": _attention,
     "decoder_layer": _decoder_layer,
+    "decoder_layers": _decoder_layers,
+    "medusa_draft": _medusa_draft,
     "merge_states": _merge_states,
     "append_kv": _append_kv,
     "commit_kv": _append_kv,

@@ -38,6 +38,7 @@ void check_linear(const LinearCase& c, DType dtype) {
   p.weight_row = weight.stride(2);
   p.residual_row = residual.stride(2);
   p.y = y.data();
+  p.y_row = y.stride(2);
   kernels_under_test().linear(p, std_threads(3));
   for (int64_t r = 0; r < c.rows; ++r)
     for (int64_t n = 0; n < c.out; ++n) {
@@ -97,6 +98,7 @@ void check_prepared(int64_t rows, int64_t in, bool gated, DType dtype) {
   p.weight = weight.data();
   p.weight_row = in;
   p.y = want.data();
+  p.y_row = 40;
   kernels_under_test().linear(p, std_threads(1));
   p.x = x.data();
   p.x_row = x.stride(2);
@@ -114,6 +116,56 @@ TEST(linear_prepared) {
     for (int64_t rows : {1, 2, 3, 5})
       for (int64_t in : {1, 15, 16, 33, 65})
         for (bool gated : {false, true}) check_prepared(rows, in, gated, dtype);
+}
+
+// Layers side by side have the bits of each alone; silu comes after the bias and before the residual.
+void check_groups(DType dtype, int64_t rows, bool shared, bool silu) {
+  constexpr int64_t kGroups = 3, kIn = 37, kOut = 70;
+  Random random(static_cast<uint32_t>(rows));
+  const int64_t inputs = shared ? 1 : kGroups;
+  Tensor x(dtype, {1, inputs, rows, kIn}), weight(dtype, {1, kGroups, kOut, kIn}), bias(dtype, {1, 1, kGroups, kOut});
+  Tensor residual(dtype, {1, inputs, rows, kOut}), y(dtype, {1, kGroups, rows, kOut}, Layout::gapped);
+  for (Tensor* t : {&x, &weight, &bias, &residual}) {
+    t->fill(random);
+    t->freeze();
+  }
+  LinearProblem p;
+  p.dtype = dtype;
+  p.rows = rows;
+  p.in = p.x_row = p.weight_row = kIn;
+  p.out = p.residual_row = kOut;
+  p.x = x.data();
+  p.weight = weight.data();
+  p.bias = bias.data();
+  p.residual = residual.data();
+  p.y = y.data();
+  p.y_row = y.stride(2);
+  p.silu = silu;
+  p.groups = kGroups;
+  p.x_group = shared ? 0 : rows * kIn;
+  p.residual_group = shared ? 0 : rows * kOut;
+  p.weight_group = kOut * kIn;
+  p.bias_group = kOut;
+  p.y_group = y.stride(1);
+  kernels_under_test().linear(p, std_threads(3));
+  for (int64_t g = 0; g < kGroups; ++g)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t n = 0; n < kOut; ++n) {
+        double want = bias.get(0, 0, g, n);
+        for (int64_t i = 0; i < kIn; ++i) want += x.get(0, shared ? 0 : g, r, i) * weight.get(0, g, n, i);
+        if (silu) want /= 1 + std::exp(-want);
+        want += residual.get(0, shared ? 0 : g, r, n);
+        const double got = y.get(0, g, r, n), exact = silu || dtype != DType::f32 ? 1 : 0;
+        CHECK(near(got, want, exact * (4 * roundoff(dtype) * (std::abs(want) + 4) + 1e-6)), "y[", g, ",", r, ",", n,
+              "] ", got, " for ", want, " ", name_of(dtype), " rows ", rows, " shared ", shared, " silu ", silu);
+      }
+}
+
+TEST(linear_groups) {
+  for (DType dtype : kDTypes)
+    for (int64_t rows : {0, 1, 4, 9})
+      for (bool shared : {false, true})
+        for (bool silu : {false, true}) check_groups(dtype, rows, shared, silu);
 }
 
 TEST(linear_on_threads) { check_linear({3, 200, 300, true, true}); }

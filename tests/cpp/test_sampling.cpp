@@ -123,6 +123,38 @@ TEST(sampling) {
     }
 }
 
+void check_best(DType dtype, int64_t size, int64_t best, int threads) {
+  Random random(static_cast<uint32_t>(size));
+  Tensor x(dtype, {2, 1, 3, size}, Layout::swapped);
+  x.fill(random);  // many ties
+  if (size > 4) x.set(1, 0, 2, 3, -kInfinity);
+  x.freeze();
+  std::vector<int64_t> got(6 * best + 1, -7);
+  FlawedRow flawed;
+  SamplingProblem p = problem_of(x, {});
+  p.flawed = &flawed;
+  p.best = best;
+  p.tokens = got.data();
+  kernels_under_test().sampling(p, std_threads(threads));
+  CHECK(!flawed.any() && got.back() == -7, "best refused row ", flawed.row(), " or wrote past its end");
+  for (int64_t row = 0; row < 6; ++row) {
+    std::vector<int64_t> order(size);
+    std::iota(order.begin(), order.end(), 0);
+    auto at = [&](int64_t i) { return x.get(row / 3, 0, row % 3, i); };
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return at(a) > at(b); });
+    for (int64_t r = 0; r < best; ++r)
+      CHECK(got[row * best + r] == order[r], "rank ", r, ": ", got[row * best + r], " for ", order[r], " of ", size,
+            " ", name_of(dtype));
+  }
+}
+
+TEST(sampling_best) {
+  for (DType dtype : kDTypes)
+    for (int64_t size : {1, 2, 5, 16, 17, 64, 65, 130, 700, 20001})
+      for (int64_t best : {1, 2, 3, 10, 64, 65, 300})
+        if (best <= size) check_best(dtype, size, best, 2);
+}
+
 TEST(sampling_names_the_first_row_without_a_law) {
   const std::pair<double, RowFlaw> flaws[] = {{std::nan(""), RowFlaw::nan}, {kInfinity, RowFlaw::infinite}};
   for (DType dtype : kDTypes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from effops import ops
 from effops.decoding import compare, generate
 from effops.models import Llama, ModelConfig
 from effops.models.presets import qwen2_0_5b
+from effops.nn import LayerStack
 
 PROMPT_LENGTH = 23
 
@@ -168,6 +170,90 @@ def test_qwen2_preset_has_the_published_size():
     with torch.device("meta"):
         model = Llama(qwen2_0_5b(), dtype=torch.bfloat16, device="meta")
     assert sum(p.numel() for p in model.parameters()) == 494_032_768
+
+
+def grouped(model: Llama, monkeypatch) -> list[int]:
+    """How many layers each call of ``decoder_layers`` runs from now on."""
+    counts, plain = [], ops.decoder_layers
+
+    def counting(x, norms, *rest, **options):
+        counts.append(len(norms))
+        return plain(x, norms, *rest, **options)
+
+    monkeypatch.setattr(ops, "decoder_layers", counting)
+    return counts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("paged", [False, True])
+def test_layers_run_in_one_call_with_the_bits_of_each(monkeypatch, paged):
+    model = Llama.random(small(num_hidden_layers=3))
+    tokens = torch.arange(9)[None]
+
+    def steps():
+        cache = model.new_paged_cache(1, 8, 4) if paged else model.new_cache(1, 32)
+        return [model(tokens, cache, logits_to_keep=1), model(tokens[:, :1], cache), model(tokens[:, :4], cache)]
+
+    counts = grouped(model, monkeypatch)
+    whole = steps()
+    assert counts == [2, 3, 3]  # of a prefill's last layer only the last token is asked for
+    monkeypatch.setattr(LayerStack, "weights", lambda self, count: None)
+    assert all(torch.equal(a, b) for a, b in zip(whole, steps(), strict=True)) and counts == [2, 3, 3]
+
+
+@torch.no_grad()
+def test_replaced_parameters_and_modules_are_seen(monkeypatch):
+    """After whatever replaces a weight the output is that of a model that never had another."""
+    model, tokens = Llama.random(small()), torch.arange(5)[None]
+    counts = grouped(model, monkeypatch)
+
+    def logits():
+        return model(tokens, model.new_cache(1, 8))
+
+    def check(layers: int):
+        counts.clear()
+        got = logits()
+        assert counts == ([layers] if layers else [])
+        monkeypatch.setattr(LayerStack, "weights", lambda self, count: None)
+        assert torch.equal(got, logits())
+        monkeypatch.undo()
+        monkeypatch.setattr(ops, "decoder_layers", counting)
+        return got
+
+    counting = ops.decoder_layers
+    first, layer = check(2), model.layers[1]
+    layer.mlp.down_proj.weight = torch.nn.Parameter(2 * layer.mlp.down_proj.weight)
+    assert not torch.equal(check(2), first)
+    layer.self_attn._parameters["anything"] = None  # does not matter
+    swapped = {"layers.0.self_attn.o_proj.weight": 3 * model.layers[0].self_attn.o_proj.weight}
+    before = logits()
+    inside = torch.func.functional_call(model, swapped, (tokens, model.new_cache(1, 8)))
+    assert not torch.equal(inside, before) and torch.equal(logits(), before)
+    layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.o_proj.weight.shape[0]))
+    check(0)  # one layer with a bias and one without
+    layer.self_attn.o_proj.bias = None
+    assert torch.equal(check(2), before)
+    layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.5
+    assert not torch.equal(check(0), before)
+    model.layers[0].input_layernorm.eps = model.layers[0].post_attention_layernorm.eps = 0.5
+    check(2)
+    layer.self_attn.window = 2
+    assert not torch.equal(check(2), before)
+    layer.mlp.gate_up_proj = torch.nn.Identity()
+    assert model._stack.weights(2) is None
+    del model.layers[1]
+    assert [len(column) for column in model._stack.weights(1)].count(1) == 6
+
+
+@torch.no_grad()
+def test_pinned_weights_are_looked_up_once():
+    model = Llama.random(small())
+    stack, weight = model._stack, model.layers[0].mlp.down_proj.weight
+    with model.pinned(), model.pinned():
+        first = stack.weights(2)
+        model.layers[0].mlp.down_proj.weight = torch.nn.Parameter(2 * weight)
+        assert stack.weights(2) is first and stack.weights(1) is not first
+    assert stack.weights(2)[8][0] is not weight
 
 
 def test_lengths_need_a_cache():

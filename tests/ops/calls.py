@@ -109,6 +109,26 @@ def decoder_layer() -> Arguments:
     }  # fmt: skip
 
 
+def decoder_layers() -> Arguments:
+    """Two layers like decoder_layer's."""
+    call = decoder_layer()
+    names = [f"{n}{b}" for n in ("qkv", "o", "gate_up", "down") for b in ("", "_bias")]
+    lists = {n: [call.pop(n)] * 2 for n in ("attention_norm", *names, "mlp_norm")}
+    caches = {n: call.pop(n).expand(2, -1, -1, -1, -1).clone() for n in ("k_cache", "v_cache")}
+    windows = [call.pop("window"), 0]
+    return call | lists | caches | {"windows": windows}
+
+
+def medusa_draft() -> Arguments:
+    """B 2, d 6, two layers, K 2, V 5, T 4, nine tokens."""
+    return {
+        "hidden": normal(2, 6), "root": torch.tensor([8, 0]), "depths": int32(0, 1, 1, 2), "ranks": int32(0, 0, 4, 1),
+        "weight": normal(2, 2, 6, 6, seed=1), "bias": normal(2, 2, 6, seed=2), "projections": normal(2, 6, 6, seed=3),
+        "roots": normal(2, 6, 6, seed=4), "embedding": normal(9, 6, seed=5), "lm_head": normal(5, 6, seed=6),
+        "vocabulary": torch.tensor([7, 1, 8, 2, 0]),
+    }  # fmt: skip
+
+
 def sampling() -> Arguments:
     return {"logits": normal(2, 3, 9), "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
 
@@ -136,6 +156,8 @@ CALLS = {
     "attention_backward": lambda: backward("attention", attention()),
     "commit_kv": commit_kv,
     "decoder_layer": decoder_layer,
+    "decoder_layers": decoder_layers,
+    "medusa_draft": medusa_draft,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},
     "packed_linear": packed_linear,

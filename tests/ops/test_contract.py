@@ -27,7 +27,8 @@ FREE = {
     ("rotary_append", "qkv", 2), ("paged_attention", "q", 0), ("paged_attention", "v_pages", 3),
     ("tree_attention", "q", 0), ("tree_attention", "v", 3), ("paged_attention", "page_table", 1),
     ("append_kv", "page_table", 1), ("commit_kv", "page_table", 1), ("rotary_append", "page_table", 1),
-    ("decoder_layer", "page_table", 1), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
+    ("decoder_layer", "page_table", 1), ("decoder_layers", "page_table", 1),
+    ("medusa_draft", "embedding", 0), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
     ("sample", "logits", 2),
     ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
@@ -43,7 +44,7 @@ def refused(op: Any, call: dict[str, Any], argument: str | None = None, says: st
     with pytest.raises(RuntimeError) as error:
         op(**call)
     names = argument or "|".join(a.name for a in op._schema.arguments)
-    assert re.match(rf"{name_of(op)}: ({names}): {says}", str(error.value)), str(error.value)
+    assert re.match(rf"{name_of(op)}: ({names})(\[\d+\])?: {says}", str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
     assert all(same_bits(call[n].detach(), x) for n, x in before.items())
     run(op, CALLS[name_of(op)]())
@@ -82,6 +83,12 @@ def test_wrong_rank(op, name):
         refused(op, call | {name: x})
 
 
+def to_meta(x: Any) -> Any:
+    if isinstance(x, list):
+        return [to_meta(item) for item in x]
+    return x.to("meta") if isinstance(x, Tensor) else x
+
+
 @each_argument
 def test_wrong_shape(op, name):
     call = CALLS[name_of(op)]()
@@ -90,7 +97,7 @@ def test_wrong_shape(op, name):
         if (name_of(op), name, d) not in FREE:
             refused(op, changed)
             continue
-        on_meta = {n: x.to("meta") if isinstance(x, Tensor) else x for n, x in changed.items()}
+        on_meta = {n: to_meta(x) for n, x in changed.items()}
         assert [x.shape for x in run(op, changed)] == [x.shape for x in run(op, on_meta)]
 
 
@@ -195,6 +202,26 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("decoder_layer", "window", -1, "expected 0 .+, got -1"),
     ("decoder_layer", "gate_up", normal(9, 6), "expected an even number of rows, got shape"),
     ("decoder_layer", "qkv", normal(56, 6), r"expected \(H \+ 2G\) \* D rows .+, got shape \[56, 6\]"),
+    ("decoder_layers", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
+    ("decoder_layers", "windows", [4, -1], "expected 0 .+, got -1"),
+    ("decoder_layers", "windows", [], "expected a layer or more, got none"),
+    ("decoder_layers", "attention_norm", [normal(6)], "expected a tensor a layer, 2, got 1"),
+    ("decoder_layers", "o_bias", [normal(6)], "expected a tensor a layer, 2, or none, got 1"),
+    ("decoder_layers", "o", [], "expected a tensor a layer, 2, got 0"),
+    ("decoder_layers", "down", [normal(6, 5), normal(6, 4)], r"expected shape .+, got \[6, 4\]"),
+    ("decoder_layers", "down", [normal(6, 5), normal(6, 5).double()], "expected dtype .+, got float64"),
+    ("medusa_draft", "root", torch.tensor([8, 9]), r"expected values in \[0, 9\) \(rows of embedding\), got 9 at .+ 1"),
+    ("medusa_draft", "root", torch.tensor([-1, 0]), r"expected values in \[0, 9\) .+, got -1 at index 0"),
+    ("medusa_draft", "depths", int32(1, 1, 1, 2), "expected 0 for the root, got 1 at index 0"),
+    ("medusa_draft", "depths", int32(0, 1, 0, 2), r"expected values in \[1, 2\] \(K\), got 0 at index 2"),
+    ("medusa_draft", "depths", int32(0, 1, 3, 2), r"expected values in \[1, 2\] \(K\), got 3 at index 2"),
+    ("medusa_draft", "ranks", int32(0, 0, 5, 1), r"expected values in \[0, 5\) \(V\), got 5 at index 2"),
+    ("medusa_draft", "ranks", int32(9, 0, -1, 1), r"expected values in \[0, 5\) \(V\), got -1 at index 2"),
+    ("medusa_draft", "embedding", None, "expected a tensor beside roots, got none"),
+    ("medusa_draft", "lm_head", normal(3, 5, 6), "expected .+, got .+"),
+    ("medusa_draft", "hidden", torch.full((2, 6), torch.nan), "expected logits without .+, got NaN in head 0 of seq"),
+    ("medusa_draft", "hidden", normal(2, 0), "expected d >= 1, got shape"),
+    ("sample", "uniforms", None, "expected a tensor at temperature 0.7, got none"),
     ("rotary_append", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index"),
     ("rotary_append", "slots", int32(0, 1, 2, 3, 4, 8).view(2, 3), r"expected .+ \[-1, 8\), got 8 at index \[1, 2\]"),
     ("rotary_append", "slots", int32(-2, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[-1, 8\), got -2 at index"),

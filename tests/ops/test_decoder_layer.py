@@ -1,4 +1,5 @@
-"""``decoder_layer``: the bits of the ops it consists of, in every dtype, for few and many rows, and in the caches."""
+"""``decoder_layer`` and ``decoder_layers``: the bits of the ops they consist of, in every dtype, for few and many rows,
+and in the caches."""
 
 from __future__ import annotations
 
@@ -130,3 +131,61 @@ def test_autograd_knows_of_the_write():
     for count, write in enumerate((ops.decoder_layer, torch.ops.effops.decoder_layer, ops.decoder_layer), 1):
         write(**c)
         assert c["k_cache"]._version == c["v_cache"]._version == count
+
+
+LISTS = [f"{n}{b}" for n in ("qkv", "o", "gate_up", "down") for b in ("", "_bias")] + ["attention_norm", "mlp_norm"]
+
+
+def stacked(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """One call of all these layers, which share what is not a weight or a cache."""
+    lists = {n: [c[n] for c in calls if c[n] is not None] for n in LISTS}
+    caches = {n: torch.stack([c[n] for c in calls]) for n in ("k_cache", "v_cache")}
+    windows = [c["window"] for c in calls]
+    return {n: x for n, x in calls[0].items() if n != "window"} | lists | caches | {"windows": windows}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(data=st.data())
+def test_layers_in_one_call_have_the_bits_of_each_after_the_other(dtype, data):
+    batch, tokens = data.draw(st.integers(0, 2)), data.draw(st.sampled_from((1, 2, 3, 7, 20)))
+    heads, biases, count = data.draw(st.sampled_from((1, 2, 4))), data.draw(st.booleans()), data.draw(st.integers(1, 3))
+    windows = [data.draw(st.sampled_from((0, 3))) for _ in range(count)]
+    calls = [call(DTYPES[dtype], batch, tokens, heads, 1, biases, w) for w in windows]
+    for i, c in enumerate(calls):
+        c.update({n: c[n] * (1 + i / 4) for n in ("qkv", "down", "k_cache")})
+    if data.draw(st.booleans()):
+        calls = [with_trees(c) for c in calls]
+    if data.draw(st.booleans()):
+        calls = [in_pages(c, 8) for c in calls]
+    mine = stacked(calls)
+    if data.draw(st.booleans()):  # one weight of many whose rows are not in memory order
+        mine["o"][-1] = LAYOUTS["swapped"](mine["o"][-1]) if "swapped" in LAYOUTS else mine["o"][-1].mT.contiguous().mT
+    torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
+    got, x = ops.decoder_layers(**mine), calls[0]["x"]
+    for c in calls:
+        x = ops.decoder_layer(**c | {"x": x})
+    assert same_bits(got, x) and got.is_contiguous()
+    for cache in ("k_cache", "v_cache"):
+        assert same_bits(mine[cache], torch.stack([c[cache] for c in calls]))
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_layers_agree_with_the_reference(tokens):
+    mine, theirs = (stacked([call(torch.float64, 2, tokens, 4, 2, b, 3 * b) for b in (1, 1)]) for _ in range(2))
+    got, expected = ops.decoder_layers(**mine), reference.decoder_layers(**theirs)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mine["v_cache"], theirs["v_cache"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_bad_weight_of_a_later_layer_writes_nothing(name):
+    c = CALLS["decoder_layers"]()
+    before = [c[n].clone() for n in ("k_cache", "v_cache")]
+    for bad in (c[name][1][1:], c[name][1].double(), c[name][1][None]):
+        with pytest.raises(RuntimeError, match=f"decoder_layers: {name}: expected .+, got"):
+            ops.decoder_layers(**c | {name: [c[name][0], bad]})
+    with pytest.raises(RuntimeError, match=rf"decoder_layers: {name}\[1\]: expected .+ does not require grad, got one"):
+        ops.decoder_layers(**c | {name: [c[name][0], c[name][1].clone().requires_grad_()]})
+    with pytest.raises(RuntimeError, match=rf"decoder_layers: {name}\[1\]: expected the device of x, cpu, got meta"):
+        ops.decoder_layers(**c | {name: [c[name][0], c[name][1].to("meta")]})
+    assert all(same_bits(c[n], x) for n, x in zip(("k_cache", "v_cache"), before, strict=True))

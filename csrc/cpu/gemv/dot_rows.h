@@ -79,6 +79,10 @@ void place_query(const T* from, int64_t stride, int64_t dim, int m, typename P::
   for (int64_t at = 0; at < dim; at += kChunk) {
     typename P::Element* to = x + at * MR + m * kChunk;
     const int64_t n = dim - at < kChunk ? dim - at : int64_t(kChunk);
+    if (stride == 1 && n == kChunk) {
+      P::place(from + at, to);
+      continue;
+    }
     for (int64_t i = 0; i < n; ++i) to[i] = P::element(from[(at + i) * stride]);
     for (int64_t i = n; i < kChunk; ++i) to[i] = P::element(T{});
   }

@@ -101,8 +101,9 @@ class LinearTask {
 
   // Features [n, n + count) of a row.
   void finish(int64_t row, int64_t n, int count, V y) const {
-    T* to = reinterpret_cast<T*>(p_.y) + row * p_.out + n;
+    T* to = reinterpret_cast<T*>(p_.y) + row * p_.y_row + n;
     if (p_.bias != nullptr) y = y + load_some<V>(reinterpret_cast<const T*>(p_.bias) + n, count);
+    if (p_.silu) y = y * sigmoid(y);
     if (p_.residual != nullptr)
       y = y + load_some<V>(reinterpret_cast<const T*>(p_.residual) + row * p_.residual_row + n, count);
     store_n(y, to, count);
@@ -112,20 +113,37 @@ class LinearTask {
   const typename P::Element* x_;
 };
 
+// Layer g of those side by side.
+template <class T>
+LinearProblem layer_of(LinearProblem p, int64_t g) {
+  constexpr int64_t size = sizeof(T);
+  p.x += g * p.x_group * size;
+  p.weight += g * p.weight_group * size;
+  if (p.bias != nullptr) p.bias += g * p.bias_group * size;
+  if (p.residual != nullptr) p.residual += g * p.residual_group * size;
+  p.y += g * p.y_group * size;
+  return p;
+}
+
 template <class T>
 void linear_typed(const LinearProblem& p, const Parallel& parallel) {
   using E = typename product_of<T>::Element;
   using Task = LinearTask<T>;
   const int64_t elements = (p.rows + Task::kLargestGroup) * Task::padded_k(p);
+  const int64_t inputs = p.x_group == 0 ? 1 : p.groups;
   Carver measure;
-  measure.take<E>(elements);
+  measure.take<E>(inputs * elements);
   measure.take<T>(p.in);
   Carver carver(thread_scratch(Scratch::call, measure.used()));
-  E* x = carver.take<E>(elements);
-  Task::place(p, x, carver.take<T>(p.in));
+  E* x = carver.take<E>(inputs * elements);
+  T* row = carver.take<T>(p.in);
+  for (int64_t g = 0; g < inputs; ++g) Task::place(layer_of<T>(p, g), x + g * elements, row);
   const int64_t pieces = (p.out + kLinearPiece - 1) / kLinearPiece;
-  parallel.for_each(pieces, linear_worth_threads(p),
-                    [&](int64_t i) { Task(p, x).run(i * kLinearPiece, std::min(p.out, (i + 1) * kLinearPiece)); });
+  parallel.for_each(p.groups * pieces, linear_worth_threads(p), [&](int64_t i) {
+    const int64_t g = i / pieces, n = i % pieces * kLinearPiece;
+    const LinearProblem own = layer_of<T>(p, g);
+    Task(own, x + (inputs == 1 ? 0 : g * elements)).run(n, std::min(p.out, n + kLinearPiece));
+  });
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -83,6 +83,14 @@ class SamplingRow {
     return i;
   }
 
+  // The likeliest tokens in descending order, of equals the lower id first.
+  void best(int64_t count, int64_t* ids) {
+    list_above(count);
+    auto before = [&](int32_t a, int32_t b) { return logit(a) > logit(b) || (logit(a) == logit(b) && a < b); };
+    std::partial_sort(ids_, ids_ + count, ids_ + count_, before);
+    std::copy(ids_, ids_ + count, ids);
+  }
+
   void filter() {
     if (p_.top_k > 0 && p_.top_k < p_.size) {
       list_top_k();
@@ -193,15 +201,20 @@ class SamplingRow {
     for (int64_t i = 0; i < count_; ++i) weights_[i] = weights_[ids_[i]];
   }
 
-  // As many blocks as tokens are wanted have their maximum at or above the bound: so have the tokens.
-  void list_top_k() {
+  // Lists the `count` likeliest tokens and some more. As many blocks have their maximum at or above the bound: so have
+  // the tokens.
+  void list_above(int64_t count) {
     C bound = -kInfinity;
-    if (p_.top_k <= blocks_) {
+    if (count <= blocks_) {
       std::copy(tops_, tops_ + blocks_, masses_);
-      std::nth_element(masses_, masses_ + p_.top_k - 1, masses_ + blocks_, std::greater<C>());
-      bound = masses_[p_.top_k - 1];
+      std::nth_element(masses_, masses_ + count - 1, masses_ + blocks_, std::greater<C>());
+      bound = masses_[count - 1];
     }
     list([&](int64_t b) { return tops_[b] >= bound; }, [&](int64_t i) { return logit(i) >= bound; });
+  }
+
+  void list_top_k() {
+    list_above(p_.top_k);
     std::fill(masses_, masses_ + count_, C(1));
     cut(static_cast<double>(p_.top_k));
     for (int64_t i = 0; i < count_; ++i) weights_[i] = logit(ids_[i]);
@@ -253,6 +266,7 @@ void sampling_typed(const SamplingProblem& p, const Parallel& parallel) {
     SamplingRow<T> r(p, reinterpret_cast<const T*>(p.x) + p.rows.offset(row));
     const RowFlaw flaw = r.look();
     if (flaw != RowFlaw::none) return p.flawed->report(row, flaw);
+    if (p.best > 0) return r.best(p.best, p.tokens + row * p.best);
     auto law = [&] { return reinterpret_cast<C*>(p.probs) + row * p.size; };
     if (p.temperature > 0) {
       r.filter();

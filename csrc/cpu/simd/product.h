@@ -31,6 +31,10 @@ struct FmaProduct {
   static V dot(V acc, const Chunk& x, const Chunk& y) { return fmadd(x.b, y.b, fmadd(x.a, y.a, acc)); }
 
   static Element element(T x) { return to_float(x); }
+  static void place(const T* from, Element* to) {  // a chunk
+    V::load(from).store(to);
+    V::load(from + W).store(to + W);
+  }
 
   // A value chunk spans kPack rows.
   static Chunk pack_rows(const Chunk& x, const Chunk&) { return x; }
@@ -67,6 +71,7 @@ struct Bf16Product {
   static V dot(V acc, const Chunk& x, const Chunk& y) { return multiply_add({(__m512)x.a}, {(__m512)y.a}, acc); }
 
   static Element element(T x) { return x; }
+  static void place(const T* from, Element* to) { _mm512_storeu_si512(to, _mm512_loadu_si512(from)); }
 
   static Chunk pack_rows(const Chunk& x, const Chunk& y) {
     return {_mm512_unpacklo_epi16(x.a, y.a), _mm512_unpackhi_epi16(x.a, y.a)};

@@ -304,8 +304,26 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
         parts = ops.packed_linear(ops.packed_linear(y, up, norm=norm2), down, residual=y, gated=True)
         return max(_equal(got, parts), _equal(k, k_parts), _equal(v, v_parts))
 
+    def layers(tokens: int) -> float:
+        """The bits of one layer after the other."""
+        draw, table = _Draw(tokens + 1, dtype), _Draw(1, torch.float32)(64, 16)
+        norms, qkv, o, up, down = (
+            [draw(*shape) for _ in range(3)] for shape in ((48,), (8 * 32, 48), (48, 4 * 32), (80, 48), (48, 40))
+        )
+        k, v, k_each, v_each = (torch.zeros(3, 2, 32, 2, 32, dtype=dtype) for _ in range(4))
+        slots, x = torch.arange(tokens, dtype=torch.int32).expand(2, -1), draw(2, tokens, 48)
+        lens, angles = torch.full((2,), tokens, dtype=torch.int32), (table.cos(), table.sin(), slots)
+        lists: Any = norms, qkv, [], o, [], norms, up, [], down, []
+        call: Any = *lists, *angles, k, v, slots, lens, [0, 3, 0]
+        got = ops.decoder_layers(x, *call)
+        for i, window in enumerate((0, 3, 0)):
+            own: Any = *(each[i] if each else None for each in lists), *angles, k_each[i], v_each[i], slots, lens
+            x = ops.decoder_layer(*(x, *own, 1e-6, window))
+        return max(_equal(got, x), _equal(k, k_each), _equal(v, v_each))
+
     for tokens in (1, 20):
         yield Case("decoder_layer", f"{tokens} tokens a sequence, the bits of its parts", partial(layer, tokens))
+        yield Case("decoder_layers", f"{tokens} tokens a sequence, the bits of each", partial(layers, tokens))
     for rows, dim, offset in ((1, 1, 0.0), (7, 333, 0.0), (40, 1024, 1.0), (0, 8, 0.0)):
         yield Case("rms_norm", f"{rows} rows of {dim}", partial(norm, rows, dim, offset))
     for dim, turned in ((64, 64), (80, 22), (6, 2)):
@@ -342,6 +360,16 @@ def _sampling_cases(dtype: torch.dtype) -> Iterator[Case]:
         outside = torch.maximum((u - value).clamp(min=0) / error, (before - u).clamp(min=0) / before_error)
         return outside.nan_to_num(0.0).max().item() if kept.possibly.gather(1, drawn).all() else math.inf
 
+    def draft() -> float:
+        """Ties and all: every step of these whole numbers is exact."""
+        x, root = _Draw(13, torch.float32)(3, 16).round().to(dtype), torch.tensor([2, 0, 4])
+        turned = torch.eye(16, dtype=dtype).roll(1, 0).expand(2, -1, -1)
+        bias, lm_head = torch.full((1, 2, 16), 64, dtype=dtype), torch.eye(16, dtype=dtype).repeat(3, 1)
+        tree = torch.tensor([[0, 1, 1, 2], [0, 0, 5, 40]], dtype=torch.int32)
+        call = x, root, *tree, 0 * turned[None], bias, turned, turned, lm_head[:5], lm_head
+        return _equal(ops.medusa_draft(*call), reference.medusa_draft(*call))
+
+    yield Case("medusa_draft", "3 sequences on one tree", draft)
     for name, options in FILTERS.items():
         yield Case("sampling_probs", f"5 rows of 3000, {name}", partial(law, options))
         yield Case("sample", f"16 rows of 700, {name}", partial(draw, options))

@@ -64,6 +64,8 @@ class DenseKVCache(Lengths):
             self._k = torch.empty(*shape, head_dim, dtype=dtype, device=device)
             self._v = torch.empty(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
         super().__init__(batch_size, capacity, self._k.device)
+        self.k, self.v = self._k.transpose(2, 3), self._v.transpose(2, 3)
+        self._as_one_batch = [x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v)]
         self.layers = [DenseLayer(k.transpose(1, 2), v.transpose(1, 2)) for k, v in zip(self._k, self._v, strict=True)]
 
     @property
@@ -77,9 +79,8 @@ class DenseKVCache(Lengths):
     def commit(self, accepted: AcceptedNodes) -> None:
         starts, moves = self._accept(accepted)
         if moves:
-            layers = self._k.shape[0]
-            k, v = (x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v))
-            ops.commit_kv(k, v, accepted.nodes.repeat(layers, 1), starts.repeat(layers))
+            k, v = self._as_one_batch
+            ops.commit_kv(k, v, *self._for_layers(accepted.nodes, starts, len(self.layers)))
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self._shorten(lengths)

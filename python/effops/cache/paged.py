@@ -109,6 +109,8 @@ class PagedKVCache(Lengths):
             entries = -(-self.capacity // page_size)
             self._table = torch.zeros(batch_size, entries, dtype=torch.int32, device=device)
             self._first_page = torch.arange(num_layers, dtype=torch.int32, device=device)[:, None, None] * num_pages
+        self.k, self.v = self._k.transpose(2, 3), self._v.transpose(2, 3)
+        self._as_one_batch = [x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v)]
         self.layers = [PagedLayer(k.transpose(1, 2), v.transpose(1, 2)) for k, v in zip(self._k, self._v, strict=True)]
 
     @property
@@ -183,10 +185,10 @@ class PagedKVCache(Lengths):
     def commit(self, accepted: AcceptedNodes) -> None:
         starts, moves = self._accept(accepted)
         if moves:
-            layers = self._k.shape[0]
-            k, v = (x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v))
             table = (self._table + self._first_page).flatten(0, 1)
-            ops.commit_kv(k, v, accepted.nodes.repeat(layers, 1), starts.repeat(layers), page_table=table)
+            k, v = self._as_one_batch
+            nodes, starts = self._for_layers(accepted.nodes, starts, len(self.layers))
+            ops.commit_kv(k, v, nodes, starts, page_table=table)
         self._trim()
 
     def rollback(self, lengths: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ class Lengths:
     def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
         self.batch_size, self.capacity, self._device = batch_size, capacity, device
         with torch.inference_mode(False):  # usable both inside and outside of inference mode
-            self._range = torch.arange(capacity, dtype=torch.int32, device=device)
+            self._range = torch.arange(capacity + 1, dtype=torch.int32, device=device)
         self._set_lengths([0] * batch_size)
 
     @property
@@ -29,6 +29,10 @@ class Lengths:
         with torch.inference_mode(False):
             self._kv_lens = torch.tensor(lengths, dtype=torch.int32, device=self._device)
         self._pending: Step | None = None
+
+    def _all(self, length: int) -> Tensor:
+        """int32 [B], this length for every sequence."""
+        return self._range.as_strided((self.batch_size,), (0,), length)
 
     def _error(self, argument: str, expected: str, got: object) -> ValueError:
         return ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {got}")
@@ -46,11 +50,13 @@ class Lengths:
         if longest > self.capacity:
             raise self._error("tokens", f"at most {self.capacity} a sequence", longest)
         if lengths is None:
-            if min(self.lengths, default=0) == longest - tokens:  # all alike: a slice, no arithmetic
-                slots = self._range[longest - tokens : longest].expand(self.batch_size, -1)
+            if min(self.lengths, default=0) == longest - tokens:  # all alike: views, no arithmetic
+                slots = self._range.as_strided((self.batch_size, tokens), (0, 1), longest - tokens)
+                kv_lens = self._all(longest)
             else:
                 slots = self._kv_lens[:, None] + self._range[:tokens]
-            return Step(slots, slots, self._kv_lens + tokens, after, longest, longest)
+                kv_lens = self._kv_lens + tokens
+            return Step(slots, slots, kv_lens, after, longest, longest)
 
         count = torch.tensor(new, dtype=torch.int32, device=self._device)
         kv_lens = self._kv_lens + count
@@ -71,10 +77,17 @@ class Lengths:
         longest = max(base, default=0)
         if longest + tokens > self.capacity and base:
             raise self._error("tokens", f"at most {self.capacity} a sequence", longest + tokens)
+        after = [n + tokens for n in self.lengths]
+        if present is not None and all(present):
+            present = None
+        if present is None and min(base, default=0) == longest:  # all alike: views, one addition
+            positions = (tree.depths + longest).expand(self.batch_size, -1)
+            slots = self._range.as_strided((self.batch_size, tokens), (0, 1), longest)
+            return Step(positions, slots, self._all(longest + tokens), after, longest + tokens,
+                        longest + tree.max_depth + 1, tree)  # fmt: skip
         before = self._kv_lens[:, None]
         positions, slots, kv_lens = before + tree.depths, before + self._range[:tokens], self._kv_lens + tokens
-        after = [n + tokens for n in self.lengths]
-        if present is not None and not all(present):
+        if present is not None:
             absent = ~torch.tensor(present, dtype=torch.bool, device=self._device)
             positions, slots = positions.masked_fill(absent[:, None], 0), slots.masked_fill(absent[:, None], -1)
             kv_lens = kv_lens.masked_fill(absent, 0)
@@ -100,8 +113,16 @@ class Lengths:
         starts = self._kv_lens
         moves = any(row[:n] != list(range(n)) for row, n in zip(nodes, count, strict=True))
         self.lengths = [a + b for a, b in zip(self.lengths, count, strict=True)]
-        self._kv_lens, self._pending = self._kv_lens + accepted.count, None
+        alike = min(self.lengths, default=0) == max(self.lengths, default=0)
+        self._kv_lens = self._all(self.lengths[0]) if alike and self.lengths else starts + accepted.count
+        self._pending = None
         return starts, moves
+
+    def _for_layers(self, nodes: Tensor, starts: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """The arguments of ``ops.commit_kv`` for all layers as one batch."""
+        if self.batch_size == 1:
+            return nodes.expand(layers, -1), starts.expand(layers)
+        return nodes.repeat(layers, 1), starts.repeat(layers)
 
     def _shorten(self, lengths: Sequence[int]) -> None:
         after = list(lengths)

@@ -99,19 +99,20 @@ def generate(
     kv = model.new_cache(len(prompts), capacity) if cache is None else cache
     run = Run(model, kv, rows, prompts, sampler, stop_tokens, callback, return_logits)
     stats = run.stats
-    begin = time.perf_counter()
-    if drafter is not None:
-        drafter.begin(model, len(prompts))
-    drawn = run.prefill(drafter is not None and drafter.needs_hidden)
-    stats.prefill_seconds = time.perf_counter() - begin
+    with model.pinned():
+        begin = time.perf_counter()
+        if drafter is not None:
+            drafter.begin(model, len(prompts))
+        drawn = run.prefill(drafter is not None and drafter.needs_hidden)
+        stats.prefill_seconds = time.perf_counter() - begin
 
-    begin = time.perf_counter()
-    first = stats.new_tokens
-    if drafter is None:
-        run.decode(drawn)
-    else:
-        run.speculate(drafter)
-    stats.decode_seconds = time.perf_counter() - begin
+        begin = time.perf_counter()
+        first = stats.new_tokens
+        if drafter is None:
+            run.decode(drawn)
+        else:
+            run.speculate(drafter)
+        stats.decode_seconds = time.perf_counter() - begin
     stats.decode_tokens = stats.new_tokens - first
     return Generation(
         tokens=[row.tokens for row in rows],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from effops import ops, reference
 from effops.decoding.draft import Draft, DraftContext, Drafter
 from effops.decoding.medusa import MedusaHeads
 from effops.decoding.tree import TokenTree
@@ -38,7 +39,7 @@ class MedusaDrafter(Drafter):
             raise ValueError("MedusaDrafter: vocabulary: expected None for heads with LM heads of their own")
         self.heads, self.tree, self.max_nodes = heads, tree, len(tree)
         self._vocabulary = None if vocabulary is None else torch.tensor(list(vocabulary), dtype=torch.int64)
-        self._cut: dict[int, tuple[TokenTree, torch.Tensor, int, int]] = {}
+        self._cut: dict[int, tuple[TokenTree, torch.Tensor, torch.Tensor]] = {}
 
     def begin(self, model: Llama, batch_size: int) -> None:
         self._embedding = None
@@ -49,10 +50,17 @@ class MedusaDrafter(Drafter):
                 f"MedusaDrafter: heads: expected the target's width {model.config.hidden_size}, "
                 f"got {self.heads.hidden_size}"
             )
+        heads = self.heads
+        weight, bias = heads.weight.detach(), heads.bias.detach()
+        further = (None if x is None else x.detach() for x in (heads.projections, heads.roots))
+        self._weights = (weight, bias, *further)
         if self.heads.lm_heads is not None:
-            self._lm_head = None
+            self._lm_head = self.heads.lm_heads.detach()
             return
         weight = model.lm_head.weight.detach()
+        if self._vocabulary is None and self._embedding is not None and model.config.tie_word_embeddings:
+            self._lm_head = self._embedding
+            return
         rows = weight if self._vocabulary is None else weight[self._vocabulary]
         self._lm_head = rows.to(self.heads.weight.dtype)
 
@@ -60,22 +68,24 @@ class MedusaDrafter(Drafter):
         deepest = min(max(context.budgets), self.tree.max_depth)
         if deepest < 1 or context.hidden is None:
             return [None] * len(context.budgets)
-        tree, places, ranks, depth = self._tree_of(deepest)
-        root = None
-        if self._embedding is not None:
-            root = self._embedding[[known[-1] for known in context.tokens]]
-        hidden = context.hidden.to(self.heads.weight.dtype)
-        logits = self.heads.forward(hidden, self._lm_head, root=root, heads=depth)
-        best = logits.topk(ranks).indices.transpose(0, 1).flatten(1)[:, places]  # [B, nodes]
-        tokens = (best if self._vocabulary is None else self._vocabulary[best]).tolist()
-        return [Draft(own, tree) if budget > 0 else None for own, budget in zip(tokens, context.budgets, strict=True)]
+        tree, depths, ranks = self._tree_of(deepest)
+        hidden = context.hidden
+        if hidden.dtype != self._lm_head.dtype:
+            hidden = hidden.to(self._lm_head.dtype)
+        root = torch.tensor([known[-1] for known in context.tokens], device=hidden.device)
+        source = ops if hidden.device.type == "cpu" else reference
+        tokens = source.medusa_draft(
+            hidden, root, depths, ranks, *self._weights, self._embedding, self._lm_head, self._vocabulary
+        )
+        return [
+            Draft(own[1:], tree) if budget > 0 else None
+            for own, budget in zip(tokens.tolist(), context.budgets, strict=True)
+        ]
 
-    def _tree_of(self, depth: int) -> tuple[TokenTree, torch.Tensor, int, int]:
-        """The tree down to a depth, where its nodes' tokens lie among the heads' choices, how many there are a head."""
+    def _tree_of(self, depth: int) -> tuple[TokenTree, torch.Tensor, torch.Tensor]:
+        """The tree down to a depth, and the depths and ranks of its nodes."""
         if depth not in self._cut:
             tree = self.tree if depth == self.tree.max_depth else self.tree.truncated(max_depth=depth)
-            ranks = max(tree.ranks) + 1
-            pairs = list(zip(tree.depths, tree.ranks, strict=True))[1:]
-            places = torch.tensor([(d - 1) * ranks + r for d, r in pairs], dtype=torch.int64)
-            self._cut[depth] = tree, places, ranks, tree.max_depth
+            depths, ranks = (torch.tensor(list(x), dtype=torch.int32) for x in (tree.depths, tree.ranks))
+            self._cut[depth] = tree, depths, ranks.clamp(min=0)
         return self._cut[depth]

@@ -49,13 +49,14 @@ class Sampler:
 
     def __call__(self, logits: Tensor, uniforms: Tensor | None = None) -> Tensor:
         """Next tokens int64 [B] of logits [B,V]; ``uniforms`` [B] in [0, 1) decide the draw."""
-        if uniforms is None:
-            uniforms = torch.zeros(logits.shape[:-1], dtype=torch.float64, device=logits.device)
-            if self.temperature > 0:  # a greedy sampler leaves the generator as it is
-                uniforms.uniform_(generator=self.generator)
         if logits.requires_grad:
             logits = logits.detach()
         source = ops if logits.device.type == "cpu" else reference
+        if uniforms is None:
+            if self.temperature == 0:  # a greedy sampler leaves the generator as it is
+                return source.sample(logits, temperature=0.0)
+            uniforms = torch.empty(logits.shape[:-1], dtype=torch.float64, device=logits.device)
+            uniforms.uniform_(generator=self.generator)
         return source.sample(logits, uniforms.double(), **self._filters())
 
     def _filters(self) -> dict[str, Any]:

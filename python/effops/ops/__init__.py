@@ -2,11 +2,18 @@
 
 from effops.ops.attention import attention, merge_states, varlen_attention
 from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attention
-from effops.ops.decoder import decoder_layer
+from effops.ops.decoder import decoder_layer, decoder_layers
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 from effops.ops.sampling import sample, sampling_probs
-from effops.ops.speculative import Accepted, pack_ancestors, verify_greedy, verify_rejection, verify_typical
+from effops.ops.speculative import (
+    Accepted,
+    medusa_draft,
+    pack_ancestors,
+    verify_greedy,
+    verify_rejection,
+    verify_typical,
+)
 
 __all__ = [
     "Accepted",
@@ -15,6 +22,8 @@ __all__ = [
     "attention",
     "commit_kv",
     "decoder_layer",
+    "decoder_layers",
+    "medusa_draft",
     "merge_states",
     "pack_ancestors",
     "pack_weight",

@@ -27,7 +27,7 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             named = dict(zip(arguments, args, strict=False)) | kwargs
-            tensors = {k: x for k, x in named.items() if isinstance(x, Tensor)}
+            tensors = _tensors(named)
             first, device = next((k, x.device) for k, x in tensors.items())
             for argument, x in tensors.items():
                 if x.device != device:
@@ -42,6 +42,17 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _lse_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _tensors(named: dict[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a call by name, those of lists with their place."""
+    found = {}
+    for name, x in named.items():
+        if isinstance(x, Tensor):
+            found[name] = x
+        elif isinstance(x, list | tuple):
+            found |= {f"{name}[{i}]": t for i, t in enumerate(x) if isinstance(t, Tensor)}
+    return found
 
 
 @_fake("attention")
@@ -128,6 +139,11 @@ def _decoder_layer_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@_fake("decoder_layers")
+def _decoder_layers_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 @_fake("rms_norm")
 def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
     return x.new_empty(x.shape)
@@ -160,13 +176,18 @@ def _silu_mul_fake(x: Tensor) -> Tensor:
 
 
 @_fake("sample")
-def _sample_fake(logits: Tensor, uniforms: Tensor, **_: Any) -> Tensor:
+def _sample_fake(logits: Tensor, uniforms: Tensor | None = None, **_: Any) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=torch.int64)
 
 
 @_fake("sampling_probs")
 def _sampling_probs_fake(logits: Tensor, **_: Any) -> Tensor:
     return logits.new_empty(logits.shape, dtype=_lse_dtype(logits))
+
+
+@_fake("medusa_draft")
+def _medusa_draft_fake(hidden: Tensor, root: Tensor, depths: Tensor, *_: Any, **__: Any) -> Tensor:
+    return root.new_empty((*root.shape, depths.shape[0]))
 
 
 @_fake("pack_ancestors")
@@ -189,7 +210,8 @@ for _name in ("verify_greedy", "verify_rejection", "verify_typical"):
 
 
 def _needs_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values()))
+    named: dict[Any, Any] = dict(enumerate(args)) | kwargs
+    return torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(named).values())
 
 
 def _first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -306,7 +328,7 @@ def _refusal(name: str) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if _needs_grad(args, kwargs):
             named = dict(zip(arguments, args, strict=False)) | kwargs
-            culprit = next(k for k, x in named.items() if isinstance(x, Tensor) and x.requires_grad)
+            culprit = next(k for k, x in _tensors(named).items() if x.requires_grad)
             raise RuntimeError(
                 f"{name}: {culprit}: expected a tensor that does not require grad, got one that does "
                 f"({name} has no gradient: use torch.no_grad(), or the reference)"
@@ -332,9 +354,10 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "pack_ancestors", "packed_linear",
-    "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention",
-    "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
+    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "decoder_layers", "medusa_draft",
+    "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
+    "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",
+    "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -342,5 +365,5 @@ for _name in ("attention", "varlen_attention"):
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "commit_kv", "decoder_layer", "rotary_append"):
+for _name in ("append_kv", "commit_kv", "decoder_layer", "decoder_layers", "rotary_append"):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

@@ -1,7 +1,8 @@
-"""A whole decoder layer in one call."""
+"""Whole decoder layers in one call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from effops.ops._call import BelowADInplaceOrView, increment_version, is_compiling, tracks_grad
 
 _decoder_layer = torch.ops.effops.decoder_layer.default
+_decoder_layers = torch.ops.effops.decoder_layers.default
 
 
 def decoder_layer(
@@ -75,6 +77,65 @@ def decoder_layer(
         return _decoder_layer(*arguments)
     with BelowADInplaceOrView():
         out = _decoder_layer(*arguments)
+    if not k_cache.is_inference():
+        increment_version((k_cache, v_cache))
+    return out
+
+
+def decoder_layers(
+    x: Tensor,
+    attention_norm: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    qkv_bias: Sequence[Tensor],
+    o: Sequence[Tensor],
+    o_bias: Sequence[Tensor],
+    mlp_norm: Sequence[Tensor],
+    gate_up: Sequence[Tensor],
+    gate_up_bias: Sequence[Tensor],
+    down: Sequence[Tensor],
+    down_bias: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    kv_lens: Tensor,
+    windows: Sequence[int],
+    norm_eps: float = 1e-6,
+    max_kv_len: int | None = None,
+    *,
+    page_table: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    depths: Tensor | None = None,
+) -> Tensor:
+    """:func:`decoder_layer` for one layer after the other, with the same bits: a forward pass of a small model is one
+    call instead of dozens.
+
+    Args:
+        x, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors, depths: shared by the
+            layers, as in :func:`decoder_layer`.
+        attention_norm to down_bias: a tensor a layer each; biases may be empty lists, for none.
+        k_cache, v_cache: ``[layers, B, L, G, D]``, or ``[layers, P, page, G, D]`` beside a page table, written in
+            place. Everything is checked before anything is written.
+        windows: of each layer; 0: all keys.
+
+    Returns:
+        ``[B, T, d]``. No gradient: raises where one is asked for.
+    """
+    lists = attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias
+    arguments: tuple[Any, ...] = (
+        x, *lists, cos, sin, positions, k_cache, v_cache, slots, kv_lens, windows, norm_eps, max_kv_len,
+    )  # fmt: skip
+    if page_table is not None or ancestors is not None or depths is not None:  # what is off is not passed
+        arguments = (*arguments, page_table, ancestors, depths)
+    if is_compiling() or (
+        torch.is_grad_enabled()
+        and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)), *(t for one in lists for t in one))
+    ):
+        return _decoder_layers(*arguments)
+    with BelowADInplaceOrView():
+        out = _decoder_layers(*arguments)
     if not k_cache.is_inference():
         increment_version((k_cache, v_cache))
     return out

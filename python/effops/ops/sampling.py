@@ -13,7 +13,7 @@ _sampling_probs = torch.ops.effops.sampling_probs.default
 
 def sample(
     logits: Tensor,
-    uniforms: Tensor,
+    uniforms: Tensor | None = None,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -28,7 +28,7 @@ def sample(
     Args:
         logits: ``[..., V]``, float32, bfloat16, float16 or float64, any strides.
         uniforms: float64 ``[...]`` in [0, 1). Not float32: its uniforms are multiples of 2^-24, which no draw of a
-            rarer token can be told apart by. At temperature 0 they are checked but decide nothing.
+            rarer token can be told apart by. At temperature 0 they decide nothing and may be None.
         temperature, top_k, top_p, min_p: as in :func:`sampling_probs`.
 
     Returns:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from effops.ops._call import BelowAutograd, dispatches
 
+_medusa_draft = torch.ops.effops.medusa_draft.default
 _pack_ancestors = torch.ops.effops.pack_ancestors.default
 _verify_greedy = torch.ops.effops.verify_greedy.default
 _verify_rejection = torch.ops.effops.verify_rejection.default
@@ -26,6 +27,47 @@ class Accepted(NamedTuple):
     nodes: Tensor
     count: Tensor  # type: ignore[assignment]  # the field hides tuple.count
     next_token: Tensor
+
+
+def medusa_draft(
+    hidden: Tensor,
+    root: Tensor,
+    depths: Tensor,
+    ranks: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    projections: Tensor | None,
+    roots: Tensor | None,
+    embedding: Tensor | None,
+    lm_head: Tensor,
+    vocabulary: Tensor | None = None,
+) -> Tensor:
+    """The tokens of a draft tree from Medusa heads (arXiv 2401.10774): node i of depth m gets the token that head m
+    (from 1) ranks ``ranks[i]``-th (from 0; of equal logits the lower index first).
+
+    Head k turns ``z = hidden`` by ``z + silu(W z + b)`` for each layer, then to ``P z`` where there are
+    ``projections``, then adds ``R e`` of the root's embedding e where there are ``roots``. Each step is rounded to the
+    dtype once. Its logits are those of ``lm_head``.
+
+    Args:
+        hidden: ``[B, d]``, float32, bfloat16, float16 or float64: what the target read the root's token from.
+        root: int64 ``[B]``, the token of the trees' roots.
+        depths, ranks: int32 ``[T]``, one tree for all sequences; depth 0 for node 0 alone, the root, whose rank is not
+            looked at; others in ``[1, K]`` and ``[0, V)``.
+        weight: ``[layers, K, d, d]``; bias: ``[layers, K, d]``; projections, roots: ``[K, d, d]``.
+        embedding: ``[tokens, d]``, exactly where there are ``roots``.
+        lm_head: ``[V, d]`` shared by the heads, or ``[K, V, d]``.
+        vocabulary: int64 ``[V]``, the token that each row of lm_head stands for, where that is not its index.
+
+    Returns:
+        int64 ``[B, T]``, the root's token first. The same for a sequence whatever the batch. No gradient. Logits with
+        NaN or inf are an error.
+    """
+    arguments = hidden, root, depths, ranks, weight, bias, projections, roots, embedding, lm_head, vocabulary
+    if dispatches(hidden, weight, bias, projections, roots, embedding, lm_head):
+        return _medusa_draft(*arguments)
+    with BelowAutograd():
+        return _medusa_draft(*arguments)
 
 
 def pack_ancestors(parents: Tensor) -> tuple[Tensor, Tensor]:

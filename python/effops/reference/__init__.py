@@ -12,6 +12,7 @@ from effops.reference.attention import allowed_keys, attention, merge_states, va
 from effops.reference.cache import append_kv, commit_kv, pack_mask, paged_attention, tree_attention, tree_mask
 from effops.reference.layer import (
     decoder_layer,
+    decoder_layers,
     pack_weight,
     packed_linear,
     rms_norm,
@@ -19,6 +20,7 @@ from effops.reference.layer import (
     rotary_append,
     silu_mul,
 )
+from effops.reference.medusa import medusa_draft
 from effops.reference.sampling import sample, sampling_probs
 from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
@@ -28,6 +30,8 @@ __all__ = [
     "attention",
     "commit_kv",
     "decoder_layer",
+    "decoder_layers",
+    "medusa_draft",
     "merge_states",
     "pack_ancestors",
     "pack_mask",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -136,3 +139,43 @@ def decoder_layer(
     y = packed_linear(mixed.flatten(2), o, o_bias, residual=x)
     hidden = packed_linear(y, gate_up, gate_up_bias, norm=mlp_norm, norm_eps=norm_eps)
     return packed_linear(hidden, down, down_bias, residual=y, gated=True)
+
+
+def decoder_layers(
+    x: Tensor,
+    attention_norm: Sequence[Tensor],
+    qkv: Sequence[Tensor],
+    qkv_bias: Sequence[Tensor],
+    o: Sequence[Tensor],
+    o_bias: Sequence[Tensor],
+    mlp_norm: Sequence[Tensor],
+    gate_up: Sequence[Tensor],
+    gate_up_bias: Sequence[Tensor],
+    down: Sequence[Tensor],
+    down_bias: Sequence[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    kv_lens: Tensor,
+    windows: Sequence[int],
+    norm_eps: float = 1e-6,
+    max_kv_len: int | None = None,
+    *,
+    page_table: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    depths: Tensor | None = None,
+) -> Tensor:
+    """``decoder_layer`` for each layer in turn, over layer i of the caches [layers,...]; an empty list of biases is
+    none."""
+    lists = attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias
+    for i, window in enumerate(windows):
+        own: Any = (
+            *(each[i] if each else None for each in lists), cos, sin, positions, k_cache[i], v_cache[i], slots, kv_lens,
+            norm_eps, window, max_kv_len,
+        )  # fmt: skip
+        keywords: Any = {"page_table": page_table, "ancestors": ancestors, "depths": depths}
+        x = decoder_layer(*(x, *own), **keywords)
+    return x

@@ -21,14 +21,19 @@ def sampling_probs(
 
 def sample(
     logits: Tensor,
-    uniforms: Tensor,
+    uniforms: Tensor | None = None,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> Tensor:
-    """int64 [...]: the first token whose probabilities, summed in id order, exceed its row's uniform [...]."""
+    """int64 [...]: the first token whose probabilities, summed in id order, exceed its row's uniform [...]; at
+    temperature 0 there may be none."""
+    if uniforms is None:
+        if temperature != 0:
+            raise RuntimeError(f"sample: uniforms: expected a tensor at temperature {temperature}, got none")
+        return logits.argmax(-1)
     law = _law(logits, temperature, top_k, top_p, min_p)
     sums = law.cumsum(-1)
     drawn = (sums <= uniforms.to(law)[..., None] * sums[..., -1:]).sum(-1)
