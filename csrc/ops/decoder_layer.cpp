@@ -1,5 +1,6 @@
-// decoder_layer and decoder_layers on the CPU: layers of the Llama family over a cache in one call.
+// decoder_layer and decoder on the CPU: a layer of the Llama family over a cache, or a whole forward pass, in one call.
 #include <cmath>
+#include <cstring>
 
 #include "common/scratch.h"
 #include "common/team.h"
@@ -42,6 +43,12 @@ TensorView4 in_line(char* data, int64_t tokens, int64_t heads, int64_t dim) {
   return {data, tokens * heads * dim, heads * dim, dim, 1};
 }
 
+// The end of a forward pass: the norm of the last layer's output, and its logits.
+struct Head {
+  Weight norm, lm_head;
+  Tensor hidden, logits;
+};
+
 // What all layers of a forward pass share, checked once.
 class Pass {
  public:
@@ -55,13 +62,13 @@ class Pass {
   AttentionProblem p;
 
   // k and v [B, L, G, D], or [P, page, G, D] beside a page table: one layer's; `qkv` gives the number of heads.
-  Pass(const char* op_, const Tensor& x, const Tensor& qkv, const Arg& k, const Arg& v, Tensor& cos, Tensor& sin,
-       const Tensor& positions, const Tensor& slots, const Tensor& kv_lens, double eps,
+  Pass(const char* op_, const char* name, const Tensor& x, const Tensor& qkv, const Arg& k, const Arg& v, Tensor& cos,
+       Tensor& sin, const Tensor& positions, const Tensor& slots, const Tensor& kv_lens, double eps,
        std::optional<int64_t> max_kv_len, const OptionalTensor& page_table, const OptionalTensor& ancestors,
        const OptionalTensor& depths, const char* window_name_)
       : op(op_),
         window_name(window_name_),
-        a(op, "x", x),
+        a(op, name, x),
         norm_eps(eps),
         lens(op, "kv_lens", kv_lens, {"B", rows(a)}, a) {
     const Arg w(op, "qkv", qkv);
@@ -138,27 +145,42 @@ class Pass {
     check_bias(w.down_bias, a, width);
     EFFOPS_CHECK(w.window >= 0, op, ": ", window_name, ": expected 0 (off) or more, got ", w.window);
     widest = std::max(widest, up);
-    auto in_order = [](const Arg& t) { return t.stride(t.dim - 1) == 1 || t.size(t.dim - 1) == 1; };
-    for (const Weight* m : {&w.attention_norm, &w.qkv, &w.o, &w.mlp_norm, &w.gate_up, &w.down})
-      in_memory_order = in_memory_order && in_order(m->arg);
+    for (const Weight* m : {&w.attention_norm, &w.qkv, &w.o, &w.mlp_norm, &w.gate_up, &w.down}) note_order(m->arg);
     for (const OptionalWeight* m : {&w.qkv_bias, &w.o_bias, &w.gate_up_bias, &w.down_bias})
-      in_memory_order = in_memory_order && (!*m || in_order((*m)->arg));
+      if (*m) note_order((*m)->arg);
   }
 
-  // The layers one after the other, layer i over the cache at k and v plus i times their steps in bytes.
+  void check(const Head& head) {
+    check_weight(head.norm.arg, a, {{"d", width}});
+    check_weight(head.lm_head.arg, a, {{"V", -1}, {"d", width}});
+    note_order(head.norm.arg);
+    note_order(head.lm_head.arg);
+  }
+
+  // The layers one after the other, layer i over the cache at k and v plus i times their steps in bytes, and the head
+  // where there is one.
   Tensor run(Tensor x, const std::vector<LayerWeights>& layers, TensorView4 k, TensorView4 v, int64_t k_step,
-             int64_t v_step) {
+             int64_t v_step, Head* head) {
     if (dim == 1) k.dim = v.dim = 1;
-    if (streams_linear(p.dtype, batch * tokens) && in_memory_order) return stream(x, layers, k, v, k_step, v_step);
+    if (streams_linear(p.dtype, batch * tokens) && in_memory_order)
+      return stream(x, layers, k, v, k_step, v_step, head);
     for (const LayerWeights& w : layers) {
       x = by_ops(x, w, k, v);
       k.data += k_step;
       v.data += v_step;
     }
+    if (head != nullptr) {
+      head->hidden = rms_norm(x, head->norm.tensor, norm_eps, 0);
+      head->logits = packed_linear(head->hidden, head->lm_head.tensor, {}, {}, {}, 0, false);
+    }
     return x;
   }
 
  private:
+  void note_order(const Arg& t) {
+    in_memory_order = in_memory_order && (t.stride(t.dim - 1) == 1 || t.size(t.dim - 1) == 1);
+  }
+
   // rotary_append and attention from `projected` rows to `mixed` ones; q and lse are room for what lies between.
   void attend(const char* projected, char* q, char* mixed, char* lse, const TensorView4& k, const TensorView4& v,
               int64_t window, const Parallel& parallel) {
@@ -197,10 +219,14 @@ class Pass {
   // The same for few rows, without a tensor between the steps and in one parallel region: at this size an allocation
   // and the start of a region cost as much as a step.
   Tensor stream(Tensor x, const std::vector<LayerWeights>& layers, TensorView4 k, TensorView4 v, int64_t k_step,
-                int64_t v_step) {
+                int64_t v_step, Head* head) {
     const int64_t rows = batch * tokens, item = size_of(p.dtype);
     const char* in = contiguous_data(a, x);
     Tensor out = empty({batch, tokens, width}, a.type, a);
+    if (head != nullptr) {
+      head->hidden = empty({batch, tokens, width}, a.type, a);
+      head->logits = empty({batch, tokens, head->lm_head.arg.size(0)}, a.type, a);
+    }
     Carver measure;
     char *projected, *q, *mixed, *lse, *attended, *hidden, *between;
     auto carve = [&](Carver& c) {
@@ -249,6 +275,11 @@ class Pass {
         k.data += k_step;
         v.data += v_step;
       }
+      if (head == nullptr) return;
+      const RowSpace space{{1, 1, rows}, {0, 0, width}};
+      char* const normed = Arg(op, "hidden", head->hidden).mutable_data();
+      cpu::kernels().rms_norm({p.dtype, space, width, norm_eps, 0, in, head->norm.arg.data(), normed}, parallel);
+      linear(normed, head->lm_head, {}, nullptr, nullptr, false, Arg(op, "logits", head->logits).mutable_data());
     });
     return out;
   }
@@ -264,8 +295,8 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
                      OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths) {
   const char* op = "decoder_layer";
   const Arg k(op, "k_cache", k_cache), v(op, "v_cache", v_cache);
-  Pass pass(op, x, qkv, k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors, depths,
-            "window");
+  Pass pass(op, "x", x, qkv, k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors,
+            depths, "window");
   const std::vector<LayerWeights> layers{{{op, "attention_norm", attention_norm},
                                           {op, "qkv", qkv},
                                           {op, "o", o},
@@ -278,7 +309,7 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
                                           given(op, "down_bias", down_bias),
                                           window}};
   pass.check(layers[0]);
-  return pass.run(x, layers, view4(k, k.mutable_data()), view4(v, v.mutable_data()), 0, 0);
+  return pass.run(x, layers, view4(k, k.mutable_data()), view4(v, v.mutable_data()), 0, 0, nullptr);
 }
 
 // One layer of a cache of all layers.
@@ -291,12 +322,35 @@ Arg layer_of(Arg cache) {
 
 using Tensors = std::vector<Tensor>;
 
-Tensor decoder_layers(Tensor x, Tensors attention_norm, Tensors qkv, Tensors qkv_bias, Tensors o, Tensors o_bias,
-                      Tensors mlp_norm, Tensors gate_up, Tensors gate_up_bias, Tensors down, Tensors down_bias,
-                      Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache, Tensor slots,
-                      Tensor kv_lens, std::vector<int64_t> windows, double norm_eps, std::optional<int64_t> max_kv_len,
-                      OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths) {
-  const char* op = "decoder_layers";
+// The rows of the embedding that tokens [B, T] name.
+Tensor embed(const char* op, const Tensor& tokens, Tensor embedding) {
+  const Arg t(op, "tokens", tokens), e(op, "embedding", embedding);
+  t.is(type_int64(), "int64").rank(2, "[B, T]");
+  e.dtype();
+  e.same_device(t).rank(2, "[V, d]");
+  const int64_t row = e.size(1) * size_of(e.dtype());
+  const char* from = contiguous_data(e, embedding);
+  Tensor x = empty({t.size(0), t.size(1), e.size(1)}, e.type, e);
+  char* to = Arg(op, "x", x).mutable_data();
+  for (int64_t b = 0; b < t.size(0); ++b)
+    for (int64_t i = 0; i < t.size(1); ++i, to += row) {
+      const int64_t token = reinterpret_cast<const int64_t*>(t.data())[b * t.stride(0) + i * t.stride(1)];
+      EFFOPS_CHECK(token >= 0 && token < e.size(0), op, ": tokens: expected values in [0, ", e.size(0), ") (V), got ",
+                   token, " at index [", b, ", ", i, "]");
+      std::memcpy(to, from + token * row, static_cast<size_t>(row));
+    }
+  return x;
+}
+
+std::tuple<Tensor, Tensor> decoder(Tensor tokens, Tensor embedding, Tensors attention_norm, Tensors qkv,
+                                   Tensors qkv_bias, Tensors o, Tensors o_bias, Tensors mlp_norm, Tensors gate_up,
+                                   Tensors gate_up_bias, Tensors down, Tensors down_bias, Tensor norm, Tensor lm_head,
+                                   Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache,
+                                   Tensor slots, Tensor kv_lens, std::vector<int64_t> windows, double norm_eps,
+                                   std::optional<int64_t> max_kv_len, OptionalTensor page_table,
+                                   OptionalTensor ancestors, OptionalTensor depths) {
+  const char* op = "decoder";
+  const Tensor x = embed(op, tokens, embedding);
   const Arg all_k(op, "k_cache", k_cache), all_v(op, "v_cache", v_cache);
   const char* layout = page_table ? "[layers, P, page, G, D]" : "[layers, B, L, G, D]";
   const int64_t count = static_cast<int64_t>(windows.size());
@@ -322,8 +376,8 @@ Tensor decoder_layers(Tensor x, Tensors attention_norm, Tensors qkv, Tensors qkv
                  " layers, as many as windows, got shape ", cache->shape());
   }
   const Arg k = layer_of(all_k), v = layer_of(all_v);
-  Pass pass(op, x, qkv[0], k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors,
-            depths, "windows");
+  Pass pass(op, "embedding", x, qkv[0], k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table,
+            ancestors, depths, "windows");
   auto at = [](const Tensors& list, int64_t i) { return list.empty() ? OptionalTensor() : OptionalTensor(list[i]); };
   std::vector<LayerWeights> layers;
   layers.reserve(static_cast<size_t>(count));
@@ -341,16 +395,19 @@ Tensor decoder_layers(Tensor x, Tensors attention_norm, Tensors qkv, Tensors qkv
                       windows[i]});
     pass.check(layers.back());
   }
+  Head head{{op, "norm", norm}, {op, "lm_head", lm_head}, x, x};
+  pass.check(head);
   const int64_t item = size_of(pass.p.dtype);
-  return pass.run(x, layers, view4(k, all_k.mutable_data()), view4(v, all_v.mutable_data()), all_k.stride(0) * item,
-                  all_v.stride(0) * item);
+  pass.run(x, layers, view4(k, all_k.mutable_data()), view4(v, all_v.mutable_data()), all_k.stride(0) * item,
+           all_v.stride(0) * item, &head);
+  return {head.hidden, head.logits};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
   m.impl("decoder_layer", TORCH_BOX(&decoder_layer));
-  m.impl("decoder_layers", TORCH_BOX(&decoder_layers));
+  m.impl("decoder", TORCH_BOX(&decoder));
 }
 
 }  // namespace effops::ops

@@ -45,11 +45,12 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "int window=0, int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, "
       "Tensor? depths=None) -> Tensor");
   m.def(
-      "decoder_layers(Tensor x, Tensor[] attention_norm, Tensor[] qkv, Tensor[] qkv_bias, Tensor[] o, "
+      "decoder(Tensor tokens, Tensor embedding, Tensor[] attention_norm, Tensor[] qkv, Tensor[] qkv_bias, Tensor[] o, "
       "Tensor[] o_bias, Tensor[] mlp_norm, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor[] down, "
-      "Tensor[] down_bias, Tensor cos, Tensor sin, Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-      "Tensor slots, Tensor kv_lens, int[] windows, float norm_eps=1e-6, int? max_kv_len=None, "
-      "Tensor? page_table=None, Tensor? ancestors=None, Tensor? depths=None) -> Tensor");
+      "Tensor[] down_bias, Tensor norm, Tensor lm_head, Tensor cos, Tensor sin, Tensor positions, "
+      "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, int[] windows, float norm_eps=1e-6, "
+      "int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, Tensor? depths=None) "
+      "-> (Tensor, Tensor)");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
   m.def(

@@ -110,9 +110,9 @@ Tensor medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Ten
     embedded.resize(static_cast<size_t>(batch * d * item));
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t token = reinterpret_cast<const int64_t*>(r.data())[b * r.stride(0)];
-      EFFOPS_CHECK(token >= 0 && token < a.size(0), op, ": root: expected values in [0, ", a.size(0),
-                   ") (rows of embedding), got ", token, " at index ", b);
-      std::memcpy(embedded.data() + b * d * item, a.data() + token * a.stride(0) * item, d * item);
+      EFFOPS_CHECK(token < a.size(0), op, ": root: expected values below ", a.size(0), " (rows of embedding), got ",
+                   token, " at index ", b);
+      if (token >= 0) std::memcpy(embedded.data() + b * d * item, a.data() + token * a.stride(0) * item, d * item);
     }
   }
   const int64_t* names = nullptr;
@@ -184,8 +184,8 @@ Tensor medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Ten
   int64_t* to = reinterpret_cast<int64_t*>(data_of(out));
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t i = 0; i < nodes; ++i) {
-      int64_t token = reinterpret_cast<const int64_t*>(r.data())[b * r.stride(0)];
-      if (i > 0) {
+      int64_t token = std::max<int64_t>(reinterpret_cast<const int64_t*>(r.data())[b * r.stride(0)], -1);
+      if (i > 0 && token >= 0) {
         token = found[((depth.get()[i] - 1) * batch + b) * best + rank.get()[i]];
         if (names != nullptr) token = names[token];
       }

@@ -6,22 +6,22 @@
 
 #include "common/sampling_problem.h"
 #include "cpu/kernels.h"
-#include "ops/tensor.h"
+#include "ops/sampling.h"
 #include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
 
 // The problem of both ops but for what is drawn or written. logits becomes a copy where its rows have gaps.
-SamplingProblem problem_of(const char* op, Tensor& logits, double temperature, int64_t top_k, double top_p,
-                           double min_p) {
-  Arg a(op, "logits", logits);
+SamplingProblem problem_of(const char* op, const char* name, Tensor& logits, double temperature, int64_t top_k,
+                           double top_p, double min_p) {
+  Arg a(op, name, logits);
   SamplingProblem p;
   p.dtype = a.dtype();
-  EFFOPS_CHECK(a.dim >= 1 && a.size(a.dim - 1) > 0, op, ": logits: expected shape [..., V] with V >= 1, got shape ",
+  EFFOPS_CHECK(a.dim >= 1 && a.size(a.dim - 1) > 0, op, ": ", name, ": expected shape [..., V] with V >= 1, got shape ",
                a.shape());
   p.size = a.size(a.dim - 1);
-  EFFOPS_CHECK(p.size <= std::numeric_limits<int32_t>::max(), op, ": logits: expected V below 2^31, got shape ",
+  EFFOPS_CHECK(p.size <= std::numeric_limits<int32_t>::max(), op, ": ", name, ": expected V below 2^31, got shape ",
                a.shape());
   EFFOPS_CHECK(std::isfinite(temperature) && temperature >= 0, op,
                ": temperature: expected a finite number of 0 or more, got ", temperature);
@@ -34,18 +34,18 @@ SamplingProblem problem_of(const char* op, Tensor& logits, double temperature, i
   p.min_p = min_p;
   if (!row_space(a, p.rows)) {
     logits = torch::stable::contiguous(logits);
-    a = Arg(op, "logits", logits);
+    a = Arg(op, name, logits);
     row_space(a, p.rows);
   }
   p.x = a.data();
   return p;
 }
 
-void run(const char* op, SamplingProblem& p) {
+void run(const char* op, const char* name, SamplingProblem& p) {
   FlawedRow flawed;
   p.flawed = &flawed;
   cpu::kernels().sampling(p, torch_threads());
-  EFFOPS_CHECK(!flawed.any(), op, ": logits: expected a number and no NaN or inf in each row, got ",
+  EFFOPS_CHECK(!flawed.any(), op, ": ", name, ": expected a number and no NaN or inf in each row, got ",
                flawed.flaw() == RowFlaw::nan        ? "NaN"
                : flawed.flaw() == RowFlaw::infinite ? "inf"
                                                     : "-inf only",
@@ -55,7 +55,7 @@ void run(const char* op, SamplingProblem& p) {
 Tensor sample(Tensor logits, std::optional<Tensor> uniforms, double temperature, int64_t top_k, double top_p,
               double min_p) {
   const char* op = "sample";
-  SamplingProblem p = problem_of(op, logits, temperature, top_k, top_p, min_p);
+  SamplingProblem p = problem_of(op, "logits", logits, temperature, top_k, top_p, min_p);
   const Arg a(op, "logits", logits);
   const std::vector<int64_t> outer(a.sizes, a.sizes + a.dim - 1);
   EFFOPS_CHECK(uniforms || temperature == 0, op, ": uniforms: expected a tensor at temperature ", temperature,
@@ -73,21 +73,30 @@ Tensor sample(Tensor logits, std::optional<Tensor> uniforms, double temperature,
   }
   Tensor tokens = empty(outer, aoti_torch_dtype_int64(), a);
   p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
-  run(op, p);
+  run(op, "logits", p);
   return tokens;
 }
 
 Tensor sampling_probs(Tensor logits, double temperature, int64_t top_k, double top_p, double min_p) {
   const char* op = "sampling_probs";
-  SamplingProblem p = problem_of(op, logits, temperature, top_k, top_p, min_p);
+  SamplingProblem p = problem_of(op, "logits", logits, temperature, top_k, top_p, min_p);
   const Arg a(op, "logits", logits);
   Tensor probs = empty(with_last(a, p.size), type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32), a);
   p.probs = Arg(op, "probs", probs).mutable_data();
-  run(op, p);
+  run(op, "logits", p);
   return probs;
 }
 
 }  // namespace
+
+Tensor greedy_tokens(const char* op, const char* name, Tensor logits) {
+  SamplingProblem p = problem_of(op, name, logits, 0, 0, 1, 0);
+  const Arg a(op, name, logits);
+  Tensor tokens = empty(std::vector<int64_t>(a.sizes, a.sizes + a.dim - 1), type_int64(), a);
+  p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
+  run(op, name, p);
+  return tokens;
+}
 
 STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
   m.impl("sample", TORCH_BOX(&sample));

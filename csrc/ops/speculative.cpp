@@ -1,6 +1,7 @@
 // Token trees and their verification on the CPU.
 #include "common/tree.h"
 #include "common/verify.h"
+#include "ops/sampling.h"
 #include "ops/tensor.h"
 #include "ops/threads.h"
 
@@ -104,6 +105,12 @@ struct VerifyCall {
 
 Accepted verify_greedy(Tensor parents, Tensor draft_tokens, Tensor target_tokens) {
   VerifyCall call("verify_greedy", parents, draft_tokens);
+  const Arg given(call.op, "target_tokens", target_tokens);
+  if (given.dim == 3 && given.type != type_int64()) {
+    given.same_device(call.parents);
+    check_shape(given, {{"B", call.p.batch}, {"T", call.p.tokens}, {"V", -1}});
+    target_tokens = greedy_tokens(call.op, given.name, target_tokens);
+  }
   const Arg target(call.op, "target_tokens", target_tokens);
   target.is(type_int64(), "int64").same_device(call.parents);
   check_shape(target, {{"B", call.p.batch}, {"T", call.p.tokens}});

@@ -30,7 +30,7 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
-            decoder_layers: the same and ``layers``; medusa_draft: ``batch, heads, layers, width, vocab``;
+            decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
             sample, sampling_probs: ``rows, vocab``.
             pack_ancestors, verify_greedy: ``batch, nodes``; verify_rejection, verify_typical: ``batch, nodes, vocab``
             (their dtypes are fixed).
@@ -114,10 +114,13 @@ def _decoder_layer(*, dtype: str, width: int, inner: int, batch: int = 1, q_len:
     return "\n".join(["backend: cpu", f"isa: {_host().cpu_isa()}", *lines, _REFUSED])
 
 
-def _decoder_layers(*, dtype: str, layers: int, batch: int = 1, q_len: int = 1, **sizes: int) -> str:
-    way = "raw memory, one parallel region" if batch * q_len <= 16 or dtype == "float16" else "op by op"
+def _decoder(*, dtype: str, layers: int, vocab: int, batch: int = 1, q_len: int = 1, **sizes: int) -> str:
+    rows, width = batch * q_len, sizes["width"]
+    way = "raw memory, one parallel region" if rows <= 16 or dtype == "float16" else "op by op"
     each = _decoder_layer(dtype=dtype, batch=batch, q_len=q_len, **sizes)
-    return f"layers: {layers}, one after the other, {way}\n{each}"
+    head = _host().explain_linear(dtype=dtype, rows=rows, n=vocab, k=width)
+    lines = [f"layers: {layers}, one after the other, {way}; what follows is of one", each]
+    return "\n".join(lines + [f"lm_head.{line}" for line in head.splitlines()])
 
 
 def _medusa_draft(*, dtype: str, heads: int, width: int, vocab: int, batch: int = 1, layers: int = 1) -> str:
@@ -222,8 +225,8 @@ def _verify_typical(*, dtype: str, nodes: int, vocab: int, batch: int = 1) -> st
 _EXPLAINED: dict[str, Callable[..., str]] = {
     "attention": _attention,
     "varlen_attention": _attention,
+    "decoder": _decoder,
     "decoder_layer": _decoder_layer,
-    "decoder_layers": _decoder_layers,
     "medusa_draft": _medusa_draft,
     "merge_states": _merge_states,
     "append_kv": _append_kv,

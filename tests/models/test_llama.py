@@ -8,7 +8,7 @@ from effops import ops
 from effops.decoding import compare, generate
 from effops.models import Llama, ModelConfig
 from effops.models.presets import qwen2_0_5b
-from effops.nn import LayerStack
+from effops.models.weights import DecoderWeights
 
 PROMPT_LENGTH = 23
 
@@ -172,88 +172,90 @@ def test_qwen2_preset_has_the_published_size():
     assert sum(p.numel() for p in model.parameters()) == 494_032_768
 
 
-def grouped(model: Llama, monkeypatch) -> list[int]:
-    """How many layers each call of ``decoder_layers`` runs from now on."""
-    counts, plain = [], ops.decoder_layers
+@pytest.fixture
+def steps_of(monkeypatch):
+    """A function that runs something and says how many calls of the op ``decoder`` it made, and what came out."""
+    calls, plain = [], ops.decoder
+    monkeypatch.setattr(ops, "decoder", lambda *a, **k: calls.append(1) or plain(*a, **k))
 
-    def counting(x, norms, *rest, **options):
-        counts.append(len(norms))
-        return plain(x, norms, *rest, **options)
+    def run(function):
+        calls.clear()
+        result = function()
+        return len(calls), result
 
-    monkeypatch.setattr(ops, "decoder_layers", counting)
-    return counts
+    return run
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("paged", [False, True])
-def test_layers_run_in_one_call_with_the_bits_of_each(monkeypatch, paged):
+def test_a_step_is_one_call_with_the_bits_of_its_modules(monkeypatch, steps_of, paged):
     model = Llama.random(small(num_hidden_layers=3))
     tokens = torch.arange(9)[None]
 
     def steps():
         cache = model.new_paged_cache(1, 8, 4) if paged else model.new_cache(1, 32)
-        return [model(tokens, cache, logits_to_keep=1), model(tokens[:, :1], cache), model(tokens[:, :4], cache)]
+        first = model(tokens, cache, logits_to_keep=1)
+        return [first, model(tokens[:, :1], cache), model(tokens[:, :4], cache), *model.step(tokens[:, 3:5], cache)]
 
-    counts = grouped(model, monkeypatch)
-    whole = steps()
-    assert counts == [2, 3, 3]  # of a prefill's last layer only the last token is asked for
-    monkeypatch.setattr(LayerStack, "weights", lambda self, count: None)
-    assert all(torch.equal(a, b) for a, b in zip(whole, steps(), strict=True)) and counts == [2, 3, 3]
+    count, whole = steps_of(steps)
+    assert count == 3  # not the prefill, of whose last layer only the last token is asked for
+    monkeypatch.setattr(DecoderWeights, "get", lambda self: None)
+    count, parts = steps_of(steps)
+    assert count == 0 and all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 @torch.no_grad()
-def test_replaced_parameters_and_modules_are_seen(monkeypatch):
-    """After whatever replaces a weight the output is that of a model that never had another."""
+def test_replaced_parameters_and_modules_are_seen(steps_of):
+    """Whatever replaces a weight, the output is that of the model's modules; in one call where the op knows them."""
     model, tokens = Llama.random(small()), torch.arange(5)[None]
-    counts = grouped(model, monkeypatch)
 
     def logits():
         return model(tokens, model.new_cache(1, 8))
 
-    def check(layers: int):
-        counts.clear()
-        got = logits()
-        assert counts == ([layers] if layers else [])
-        monkeypatch.setattr(LayerStack, "weights", lambda self, count: None)
-        assert torch.equal(got, logits())
-        monkeypatch.undo()
-        monkeypatch.setattr(ops, "decoder_layers", counting)
+    def check(calls: int) -> torch.Tensor:
+        count, got = steps_of(logits)
+        assert count == calls
+        assert torch.equal(got, model.logits(model.hidden_states(tokens, model.new_cache(1, 8))))
         return got
 
-    counting = ops.decoder_layers
-    first, layer = check(2), model.layers[1]
+    first, layer = check(1), model.layers[1]
     layer.mlp.down_proj.weight = torch.nn.Parameter(2 * layer.mlp.down_proj.weight)
-    assert not torch.equal(check(2), first)
-    layer.self_attn._parameters["anything"] = None  # does not matter
+    assert not torch.equal(check(1), first)
     swapped = {"layers.0.self_attn.o_proj.weight": 3 * model.layers[0].self_attn.o_proj.weight}
     before = logits()
     inside = torch.func.functional_call(model, swapped, (tokens, model.new_cache(1, 8)))
-    assert not torch.equal(inside, before) and torch.equal(logits(), before)
+    assert not torch.equal(inside, before) and torch.equal(check(1), before)
     layer.self_attn.o_proj.bias = torch.nn.Parameter(torch.ones(layer.self_attn.o_proj.weight.shape[0]))
     check(0)  # one layer with a bias and one without
     layer.self_attn.o_proj.bias = None
-    assert torch.equal(check(2), before)
+    assert torch.equal(check(1), before)
     layer.input_layernorm.eps = layer.post_attention_layernorm.eps = 0.5
     assert not torch.equal(check(0), before)
-    model.layers[0].input_layernorm.eps = model.layers[0].post_attention_layernorm.eps = 0.5
-    check(2)
+    for norm in (model.layers[0].input_layernorm, model.layers[0].post_attention_layernorm, model.norm):
+        norm.eps = 0.5
+    check(1)
     layer.self_attn.window = 2
-    assert not torch.equal(check(2), before)
-    layer.mlp.gate_up_proj = torch.nn.Identity()
-    assert model._stack.weights(2) is None
-    del model.layers[1]
-    assert [len(column) for column in model._stack.weights(1)].count(1) == 6
+    assert not torch.equal(check(1), before)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    check(1)
+    model.lm_head.bias = torch.nn.Parameter(torch.ones(50))
+    check(0)
+    model.lm_head.bias = None
+    model.embed_tokens.weight = torch.nn.Parameter(2 * model.embed_tokens.weight)
+    check(1)
+    layer.mlp = torch.nn.Sequential()
+    assert model._whole.get() is None
 
 
 @torch.no_grad()
 def test_pinned_weights_are_looked_up_once():
     model = Llama.random(small())
-    stack, weight = model._stack, model.layers[0].mlp.down_proj.weight
+    whole, weight = model._whole, model.layers[0].mlp.down_proj.weight
     with model.pinned(), model.pinned():
-        first = stack.weights(2)
+        first = whole.get()
         model.layers[0].mlp.down_proj.weight = torch.nn.Parameter(2 * weight)
-        assert stack.weights(2) is first and stack.weights(1) is not first
-    assert stack.weights(2)[8][0] is not weight
+        assert whole.get() is first
+    assert whole.get()[9][0] is not weight and first[9][0] is weight
 
 
 def test_lengths_need_a_cache():

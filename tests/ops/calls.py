@@ -109,14 +109,16 @@ def decoder_layer() -> Arguments:
     }  # fmt: skip
 
 
-def decoder_layers() -> Arguments:
-    """Two layers like decoder_layer's."""
+def decoder() -> Arguments:
+    """Two layers like decoder_layer's between an embedding of 5 and an LM head of 7 tokens."""
     call = decoder_layer()
     names = [f"{n}{b}" for n in ("qkv", "o", "gate_up", "down") for b in ("", "_bias")]
     lists = {n: [call.pop(n)] * 2 for n in ("attention_norm", *names, "mlp_norm")}
     caches = {n: call.pop(n).expand(2, -1, -1, -1, -1).clone() for n in ("k_cache", "v_cache")}
-    windows = [call.pop("window"), 0]
-    return call | lists | caches | {"windows": windows}
+    ends = {"tokens": torch.tensor([[0, 4, 2], [3, 1, 1]]), "embedding": normal(5, 6), "norm": normal(6, seed=5),
+            "lm_head": normal(7, 6, seed=6), "windows": [call.pop("window"), 0]}  # fmt: skip
+    del call["x"]
+    return ends | call | lists | caches
 
 
 def medusa_draft() -> Arguments:
@@ -155,8 +157,8 @@ CALLS = {
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
     "commit_kv": commit_kv,
+    "decoder": decoder,
     "decoder_layer": decoder_layer,
-    "decoder_layers": decoder_layers,
     "medusa_draft": medusa_draft,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},

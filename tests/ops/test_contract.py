@@ -27,8 +27,9 @@ FREE = {
     ("rotary_append", "qkv", 2), ("paged_attention", "q", 0), ("paged_attention", "v_pages", 3),
     ("tree_attention", "q", 0), ("tree_attention", "v", 3), ("paged_attention", "page_table", 1),
     ("append_kv", "page_table", 1), ("commit_kv", "page_table", 1), ("rotary_append", "page_table", 1),
-    ("decoder_layer", "page_table", 1), ("decoder_layers", "page_table", 1),
-    ("medusa_draft", "embedding", 0), ("commit_kv", "k_cache", 3), ("commit_kv", "v_cache", 3),
+    ("decoder_layer", "page_table", 1), ("decoder", "page_table", 1), ("decoder", "embedding", 0),
+    ("decoder", "lm_head", 0), ("medusa_draft", "embedding", 0), ("commit_kv", "k_cache", 3),
+    ("commit_kv", "v_cache", 3),
     ("sample", "logits", 2),
     ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
@@ -63,8 +64,8 @@ def test_wrong_dtype(op, name):
     call = CALLS[name_of(op)]()
     if not call[name].is_floating_point():
         wrong = [torch.int64, torch.int32, torch.int16, torch.float32]
-    elif name in (tensor_arguments(op)[0], "q"):  # sets the dtype of others
-        wrong = [torch.int64, torch.complex64, torch.bool]
+    elif name in (tensor_arguments(op)[0], "q") or (name_of(op), name) == ("decoder", "embedding"):
+        wrong = [torch.int64, torch.complex64, torch.bool]  # it sets the dtype of others
     else:
         wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16, torch.float32]
     for dtype in set(wrong) - {call[name].dtype}:
@@ -202,16 +203,17 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("decoder_layer", "window", -1, "expected 0 .+, got -1"),
     ("decoder_layer", "gate_up", normal(9, 6), "expected an even number of rows, got shape"),
     ("decoder_layer", "qkv", normal(56, 6), r"expected \(H \+ 2G\) \* D rows .+, got shape \[56, 6\]"),
-    ("decoder_layers", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
-    ("decoder_layers", "windows", [4, -1], "expected 0 .+, got -1"),
-    ("decoder_layers", "windows", [], "expected a layer or more, got none"),
-    ("decoder_layers", "attention_norm", [normal(6)], "expected a tensor a layer, 2, got 1"),
-    ("decoder_layers", "o_bias", [normal(6)], "expected a tensor a layer, 2, or none, got 1"),
-    ("decoder_layers", "o", [], "expected a tensor a layer, 2, got 0"),
-    ("decoder_layers", "down", [normal(6, 5), normal(6, 4)], r"expected shape .+, got \[6, 4\]"),
-    ("decoder_layers", "down", [normal(6, 5), normal(6, 5).double()], "expected dtype .+, got float64"),
-    ("medusa_draft", "root", torch.tensor([8, 9]), r"expected values in \[0, 9\) \(rows of embedding\), got 9 at .+ 1"),
-    ("medusa_draft", "root", torch.tensor([-1, 0]), r"expected values in \[0, 9\) .+, got -1 at index 0"),
+    ("decoder", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
+    ("decoder", "tokens", torch.tensor([[0, 4, 5], [3, 1, 1]]), r"expected .+ \[0, 5\) .+, got 5 at index \[0, 2\]"),
+    ("decoder", "tokens", torch.tensor([[0, 4, 2], [-1, 1, 1]]), r"expected values in .+, got -1 at index \[1, 0\]"),
+    ("decoder", "windows", [4, -1], "expected 0 .+, got -1"),
+    ("decoder", "windows", [], "expected a layer or more, got none"),
+    ("decoder", "attention_norm", [normal(6)], "expected a tensor a layer, 2, got 1"),
+    ("decoder", "o_bias", [normal(6)], "expected a tensor a layer, 2, or none, got 1"),
+    ("decoder", "o", [], "expected a tensor a layer, 2, got 0"),
+    ("decoder", "down", [normal(6, 5), normal(6, 4)], r"expected shape .+, got \[6, 4\]"),
+    ("decoder", "down", [normal(6, 5), normal(6, 5).double()], "expected dtype .+, got float64"),
+    ("medusa_draft", "root", torch.tensor([8, 9]), r"expected values below 9 \(rows of embedding\), got 9 at .+ 1"),
     ("medusa_draft", "depths", int32(1, 1, 1, 2), "expected 0 for the root, got 1 at index 0"),
     ("medusa_draft", "depths", int32(0, 1, 0, 2), r"expected values in \[1, 2\] \(K\), got 0 at index 2"),
     ("medusa_draft", "depths", int32(0, 1, 3, 2), r"expected values in \[1, 2\] \(K\), got 3 at index 2"),
@@ -251,6 +253,8 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("pack_ancestors", "parents", int32(-1, -2, 1)[None], r"expected a parent that is not padding, got 1 at .+2\]"),
     ("pack_ancestors", "parents", int32(-2, -2, 0)[None], r"expected a parent that is not padding, got 0 at .+2\]"),
     ("verify_greedy", "parents", int32(-1, 0, 0, 1, 1, 2, 6)[None], r"expected an earlier node.+, got 6 at .+ 6\]"),
+    ("verify_greedy", "target_tokens", flawed(4, torch.nan)[:, :, None], "expected .+, got .+"),
+    ("verify_greedy", "target_tokens", torch.full((2, 7, 5), torch.nan), "expected a number .+, got NaN in row 0"),
     ("verify_rejection", "siblings", "beam", "expected iid, without_replacement or deterministic, got beam"),
     ("verify_rejection", "draft_probs", None, "expected a tensor for siblings = iid, got none"),
     ("verify_rejection", "target_probs", torch.zeros(2, 7, 5), r"expected a row with a positive.+, got 0 at .+\[0, 0"),

@@ -1,4 +1,4 @@
-"""``decoder_layer`` and ``decoder_layers``: the bits of the ops they consist of, in every dtype, for few and many rows,
+"""``decoder_layer`` and ``decoder``: the bits of the ops they consist of, in every dtype, for few and many rows,
 and in the caches."""
 
 from __future__ import annotations
@@ -134,19 +134,24 @@ def test_autograd_knows_of_the_write():
 
 
 LISTS = [f"{n}{b}" for n in ("qkv", "o", "gate_up", "down") for b in ("", "_bias")] + ["attention_norm", "mlp_norm"]
+WORDS, LOGITS = 11, 70
 
 
-def stacked(calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """One call of all these layers, which share what is not a weight or a cache."""
+def whole(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """One call of all these layers, which share what is not weight or cache, between an embedding and an LM head."""
     lists = {n: [c[n] for c in calls if c[n] is not None] for n in LISTS}
     caches = {n: torch.stack([c[n] for c in calls]) for n in ("k_cache", "v_cache")}
-    windows = [c["window"] for c in calls]
-    return {n: x for n, x in calls[0].items() if n != "window"} | lists | caches | {"windows": windows}
+    batch, tokens, _ = calls[0]["x"].shape
+    embedding, norm, lm_head = (normal(*shape, dtype=calls[0]["x"].dtype, seed=i) for i, shape in
+                                enumerate(((WORDS, WIDTH), (WIDTH,), (LOGITS, WIDTH))))  # fmt: skip
+    ends = {"tokens": torch.arange(batch * tokens).view(batch, tokens) * 7 % WORDS, "embedding": embedding,
+            "norm": norm, "lm_head": lm_head, "windows": [c["window"] for c in calls]}  # fmt: skip
+    return {n: x for n, x in calls[0].items() if n not in ("window", "x")} | lists | caches | ends
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-def test_layers_in_one_call_have_the_bits_of_each_after_the_other(dtype, data):
+def test_decoder_has_the_bits_of_its_ops(dtype, data):
     batch, tokens = data.draw(st.integers(0, 2)), data.draw(st.sampled_from((1, 2, 3, 7, 20)))
     heads, biases, count = data.draw(st.sampled_from((1, 2, 4))), data.draw(st.booleans()), data.draw(st.integers(1, 3))
     windows = [data.draw(st.sampled_from((0, 3))) for _ in range(count)]
@@ -157,35 +162,39 @@ def test_layers_in_one_call_have_the_bits_of_each_after_the_other(dtype, data):
         calls = [with_trees(c) for c in calls]
     if data.draw(st.booleans()):
         calls = [in_pages(c, 8) for c in calls]
-    mine = stacked(calls)
-    if data.draw(st.booleans()):  # one weight of many whose rows are not in memory order
-        mine["o"][-1] = LAYOUTS["swapped"](mine["o"][-1]) if "swapped" in LAYOUTS else mine["o"][-1].mT.contiguous().mT
+    mine = whole(calls)
+    for name in LISTS:  # any strides
+        place = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))]
+        if mine[name] and data.draw(st.booleans()):
+            mine[name][-1] = place(mine[name][-1])
     torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
-    got, x = ops.decoder_layers(**mine), calls[0]["x"]
+    hidden, logits = ops.decoder(**mine)
+    x = mine["embedding"][mine["tokens"]]
     for c in calls:
         x = ops.decoder_layer(**c | {"x": x})
-    assert same_bits(got, x) and got.is_contiguous()
+    normed = ops.rms_norm(x, mine["norm"], mine["norm_eps"])
+    assert same_bits(hidden, normed) and same_bits(logits, ops.packed_linear(normed, mine["lm_head"]))
     for cache in ("k_cache", "v_cache"):
         assert same_bits(mine[cache], torch.stack([c[cache] for c in calls]))
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
-def test_layers_agree_with_the_reference(tokens):
-    mine, theirs = (stacked([call(torch.float64, 2, tokens, 4, 2, b, 3 * b) for b in (1, 1)]) for _ in range(2))
-    got, expected = ops.decoder_layers(**mine), reference.decoder_layers(**theirs)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+def test_decoder_agrees_with_the_reference(tokens):
+    mine, theirs = (whole([call(torch.float64, 2, tokens, 4, 2, b, 3 * b) for b in (1, 1)]) for _ in range(2))
+    for got, expected in zip(ops.decoder(**mine), reference.decoder(**theirs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(mine["v_cache"], theirs["v_cache"], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_bad_weight_of_a_later_layer_writes_nothing(name):
-    c = CALLS["decoder_layers"]()
+    c = CALLS["decoder"]()
     before = [c[n].clone() for n in ("k_cache", "v_cache")]
     for bad in (c[name][1][1:], c[name][1].double(), c[name][1][None]):
-        with pytest.raises(RuntimeError, match=f"decoder_layers: {name}: expected .+, got"):
-            ops.decoder_layers(**c | {name: [c[name][0], bad]})
-    with pytest.raises(RuntimeError, match=rf"decoder_layers: {name}\[1\]: expected .+ does not require grad, got one"):
-        ops.decoder_layers(**c | {name: [c[name][0], c[name][1].clone().requires_grad_()]})
-    with pytest.raises(RuntimeError, match=rf"decoder_layers: {name}\[1\]: expected the device of x, cpu, got meta"):
-        ops.decoder_layers(**c | {name: [c[name][0], c[name][1].to("meta")]})
+        with pytest.raises(RuntimeError, match=f"decoder: {name}: expected .+, got"):
+            ops.decoder(**c | {name: [c[name][0], bad]})
+    with pytest.raises(RuntimeError, match=rf"decoder: {name}\[1\]: expected .+ does not require grad, got one"):
+        ops.decoder(**c | {name: [c[name][0], c[name][1].clone().requires_grad_()]})
+    with pytest.raises(RuntimeError, match=rf"decoder: {name}\[1\]: expected the device of tokens, cpu, got meta"):
+        ops.decoder(**c | {name: [c[name][0], c[name][1].to("meta")]})
     assert all(same_bits(c[n], x) for n, x in zip(("k_cache", "v_cache"), before, strict=True))

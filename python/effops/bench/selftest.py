@@ -304,26 +304,29 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
         parts = ops.packed_linear(ops.packed_linear(y, up, norm=norm2), down, residual=y, gated=True)
         return max(_equal(got, parts), _equal(k, k_parts), _equal(v, v_parts))
 
-    def layers(tokens: int) -> float:
-        """The bits of one layer after the other."""
+    def decoder(tokens: int) -> float:
+        """The bits of its ops."""
         draw, table = _Draw(tokens + 1, dtype), _Draw(1, torch.float32)(64, 16)
         norms, qkv, o, up, down = (
             [draw(*shape) for _ in range(3)] for shape in ((48,), (8 * 32, 48), (48, 4 * 32), (80, 48), (48, 40))
         )
         k, v, k_each, v_each = (torch.zeros(3, 2, 32, 2, 32, dtype=dtype) for _ in range(4))
-        slots, x = torch.arange(tokens, dtype=torch.int32).expand(2, -1), draw(2, tokens, 48)
+        slots, embedding, lm_head = torch.arange(tokens, dtype=torch.int32).expand(2, -1), draw(9, 48), draw(70, 48)
         lens, angles = torch.full((2,), tokens, dtype=torch.int32), (table.cos(), table.sin(), slots)
         lists: Any = norms, qkv, [], o, [], norms, up, [], down, []
-        call: Any = *lists, *angles, k, v, slots, lens, [0, 3, 0]
-        got = ops.decoder_layers(x, *call)
+        said = torch.arange(2 * tokens).view(2, tokens) % 9
+        call: Any = *lists, norms[0], lm_head, *angles, k, v, slots, lens, [0, 3, 0]
+        hidden, logits = ops.decoder(*(said, embedding, *call))
+        x = embedding[said]
         for i, window in enumerate((0, 3, 0)):
             own: Any = *(each[i] if each else None for each in lists), *angles, k_each[i], v_each[i], slots, lens
             x = ops.decoder_layer(*(x, *own, 1e-6, window))
-        return max(_equal(got, x), _equal(k, k_each), _equal(v, v_each))
+        parts = (logits, ops.packed_linear(x, lm_head, norm=norms[0])), (k, k_each), (v, v_each)
+        return max(bounds.rms_norm_bound(x, norms[0]).worst(hidden), *(_equal(a, b) for a, b in parts))
 
     for tokens in (1, 20):
         yield Case("decoder_layer", f"{tokens} tokens a sequence, the bits of its parts", partial(layer, tokens))
-        yield Case("decoder_layers", f"{tokens} tokens a sequence, the bits of each", partial(layers, tokens))
+        yield Case("decoder", f"{tokens} tokens a sequence, the bits of its ops", partial(decoder, tokens))
     for rows, dim, offset in ((1, 1, 0.0), (7, 333, 0.0), (40, 1024, 1.0), (0, 8, 0.0)):
         yield Case("rms_norm", f"{rows} rows of {dim}", partial(norm, rows, dim, offset))
     for dim, turned in ((64, 64), (80, 22), (6, 2)):

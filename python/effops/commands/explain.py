@@ -26,9 +26,9 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "width": None,
         "inner": None, "window": 0,
     },
-    "decoder_layers": {
-        "layers": None, "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None,
-        "width": None, "inner": None, "window": 0,
+    "decoder": {
+        "layers": None, "vocab": None, "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None,
+        "head_dim": None, "width": None, "inner": None, "window": 0,
     },
     "medusa_draft": {"batch": 1, "heads": None, "layers": 1, "width": None, "vocab": None},
     "merge_states": {"parts": None, "rows": None, "head_dim": None},

@@ -46,12 +46,14 @@ class DraftContext:
         hidden: ``[B, d]``, the normed last hidden state whose logits gave each sequence's last token; for drafters
             that ``needs_hidden``.
         sampler: how tokens are drawn.
+        roots: int64 ``[B]``, the last token of each sequence again; negative or anything where it has ended.
     """
 
     tokens: list[list[int]]
     budgets: list[int]
     hidden: Tensor | None
     sampler: Sampler
+    roots: Tensor | None = None
 
 
 class Drafter(abc.ABC):

@@ -72,7 +72,9 @@ class MedusaDrafter(Drafter):
         hidden = context.hidden
         if hidden.dtype != self._lm_head.dtype:
             hidden = hidden.to(self._lm_head.dtype)
-        root = torch.tensor([known[-1] for known in context.tokens], device=hidden.device)
+        root = context.roots
+        if root is None:
+            root = torch.tensor([known[-1] for known in context.tokens], device=hidden.device)
         source = ops if hidden.device.type == "cpu" else reference
         tokens = source.medusa_draft(
             hidden, root, depths, ranks, *self._weights, self._embedding, self._lm_head, self._vocabulary

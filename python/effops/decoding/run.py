@@ -70,6 +70,7 @@ class Run:
         self.stop_tokens, self.callback, self.keep_logits = stop_tokens, callback, keep_logits
         self.stats = GenerationStats(prompt_tokens=sum(map(len, prompts)))
         self.hidden: Tensor | None = None  # [B, d], what the last token of each sequence was drawn from
+        self.roots: Tensor | None = None  # int64 [B], that token
 
     @property
     def running(self) -> int:
@@ -83,6 +84,9 @@ class Run:
         if not needs_hidden:
             logits = self.model.forward(tokens, self.cache, lengths=lengths, tree=tree, logits_to_keep=keep)
             return logits, None
+        if keep is None or tokens.shape[1] == 1:
+            hidden, logits = self.model.step(tokens, self.cache, lengths=lengths, tree=tree)
+            return logits, hidden
         hidden = self.model.hidden_states(tokens, self.cache, lengths=lengths, tree=tree, keep=keep)
         return self.model.logits(hidden), hidden
 
@@ -99,7 +103,7 @@ class Run:
 
     def _take(self, logits: Tensor) -> Tensor:
         """Draws every sequence's next token from logits [B,V] and hands it to those that still run."""
-        drawn = self.sampler(logits)
+        drawn = self.roots = self.sampler(logits)
         for r, token in enumerate(drawn.tolist()):
             if not self.rows[r].reason:
                 self._push(r, [token], logits[r : r + 1])
@@ -150,7 +154,7 @@ class Run:
             return None
         if deepest < 1:
             return None
-        drafts = drafter.propose(DraftContext(self.known, budgets, self.hidden, self.sampler))
+        drafts = drafter.propose(DraftContext(self.known, budgets, self.hidden, self.sampler, self.roots))
         sequence = isinstance(drafts, Sequence) and len(drafts) == len(runs)
         if not sequence or not all(d is None or isinstance(d, Draft) for d in drafts):
             expected = f"a Draft or None for each of {len(runs)} sequences"
@@ -198,6 +202,7 @@ class Run:
             kept = torch.tensor(nodes, dtype=torch.int32), torch.tensor(count, dtype=torch.int32)
             accepted = Accepted(*kept, accepted.next_token)
         self.cache.commit(accepted)
+        self.roots = accepted.next_token
         if hidden is not None:
             self.hidden = hidden[torch.arange(len(last)), last] if len(last) > 1 else hidden[:, last[0]]
         return True

@@ -155,7 +155,8 @@ def verify(batch: TreeBatch, logits: Tensor, sampler: Sampler) -> Accepted:
     """The accepted nodes and the next token of each sequence, from logits [B,T,V] of all nodes. Lossless: greedy output
     is plain decoding's, sampled output has its law."""
     if sampler.temperature == 0:
-        return ops.verify_greedy(batch.parents, batch.tokens, sampler(logits))
+        plain = type(sampler) is Sampler and not logits.requires_grad
+        return ops.verify_greedy(batch.parents, batch.tokens, logits if plain else sampler(logits))
     laws = sampler.probabilities(logits)
     laws = laws.float()
     uniforms = torch.rand(*batch.tokens.shape[:1], batch.tokens.shape[1] + 1, dtype=torch.float64,

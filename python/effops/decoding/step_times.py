@@ -45,7 +45,6 @@ def step_times(
     guesses = known[0] * -(-max(sizes) // context)
     speculator, greedy = Speculator(model.config.vocab_size, max(sizes)), Sampler.greedy()
     drafting = _drafting(model, drafter, DraftContext(known, [max(sizes)] * batch_size, hidden, greedy))
-    needs_hidden = drafter is not None and drafter.needs_hidden
 
     def step(size: int) -> None:
         if size > 1:
@@ -54,10 +53,7 @@ def step_times(
         batch = speculator.batch([Proposal(nodes, speculator.chain(size)) for _ in known])
         drawn = torch.tensor([[row[-1]] for row in known]) if batch is None else batch.tokens
         tree = None if batch is None else batch.nodes
-        if needs_hidden:
-            logits = model.logits(model.hidden_states(drawn, cache, tree=tree))
-        else:
-            logits = model.forward(drawn, cache, tree=tree)
+        logits = model.step(drawn, cache, tree=tree)[1]
         if batch is None:
             greedy(logits[:, -1]).tolist()
         else:
@@ -65,8 +61,8 @@ def step_times(
         cache.rollback([context] * batch_size)
 
     times: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(3):
-        for size in sizes:
+    with model.pinned():
+        for size in [*sizes] * 3:
             for turn in range(repeat + 2):
                 begin = time.perf_counter()
                 step(size)

@@ -15,7 +15,8 @@ from effops.cache import DenseKVCache, KVCache, LayerCache, PagedKVCache, Step, 
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
-from effops.nn import MLP, Attention, DecoderLayer, LayerStack, Linear, RMSNorm, Rope, RotaryEmbedding
+from effops.models.weights import DecoderWeights
+from effops.nn import MLP, Attention, DecoderLayer, Linear, RMSNorm, Rope, RotaryEmbedding
 
 
 class Llama(nn.Module):
@@ -63,7 +64,7 @@ class Llama(nn.Module):
         self.lm_head = Linear(c.hidden_size, c.vocab_size, dtype=dtype, device="meta" if tied else device)
         if tied:
             self.lm_head.weight = cast(nn.Parameter, self.embed_tokens.weight)
-        self._stack = LayerStack(self.layers)
+        self._whole = DecoderWeights(self)
         self.rotary = RotaryEmbedding(c.head_dim, c.max_position_embeddings, c.rope_parameters)
 
     @property
@@ -121,6 +122,8 @@ class Llama(nn.Module):
             for name, given in (("lengths", lengths), ("tree", tree)):
                 if given is not None:
                     raise ValueError(f"Llama: {name}: expected a cache beside it, got None")
+        elif logits_to_keep is None or logits_to_keep >= tokens.shape[1]:
+            return self.step(tokens, cache, lengths=lengths, tree=tree)[1]
         own: Any = self._modules
         x = self.hidden_states(tokens, cache, lengths=lengths, tree=tree, keep=logits_to_keep, normed=False)
         if cache is not None and torch.is_grad_enabled():
@@ -154,39 +157,47 @@ class Llama(nn.Module):
         else:
             step, layer_caches = cache.plan(count, lengths, tree), cache.layers
             rope = Rope(*self.rotary.tables(step.span, x.device), step.positions)
-        done = 0
-        if step is not None and (type(cache) is DenseKVCache or type(cache) is PagedKVCache):
-            whole = keep is None or keep >= count
-            x, done = self._stacked(x, rope, cache, step, len(layer_caches) - (not whole))
-        rest = list(zip(own["layers"]._modules.values(), layer_caches, strict=True))[done:]
-        for i, (layer, kv) in enumerate(rest, 1):
-            x = layer.forward(x, rope, kv, step, keep if i == len(rest) else None)
+        *first, last = zip(own["layers"]._modules.values(), layer_caches, strict=True)
+        for layer, kv in first:
+            x = layer.forward(x, rope, kv, step)
+        x = last[0].forward(x, rope, last[1], step, keep)
         if cache is not None and step is not None:
             cache.advance(step)
         return own["norm"].forward(x) if normed else x
 
-    def pinned(self) -> AbstractContextManager[None]:
-        """A context in which no module or parameter of a layer is replaced, so that passes look them up once. Writing
-        into parameters is allowed."""
-        return self._stack.pinned()
-
-    def _stacked(
-        self, x: Tensor, rope: Rope, cache: DenseKVCache | PagedKVCache, step: Step, count: int
-    ) -> tuple[Tensor, int]:
-        """The first ``count`` layers in one call, and how many were: none where they are not plain ones."""
-        weights = self._stack.weights(count)
-        if weights is None or count == 0 or x.dtype is torch.float64:
-            return x, 0
-        k, v = (cache.k, cache.v) if count == cache.k.shape[0] else (cache.k[:count], cache.v[:count])
+    def step(
+        self, tokens: Tensor, cache: KVCache, *, lengths: Sequence[int] | None = None, tree: TreeNodes | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`hidden_states` and :meth:`logits` of all tokens, in one op where every part of the model is plain."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.step(tokens, cache, lengths=lengths, tree=tree)
+        weights = None
+        if type(cache) is DenseKVCache or type(cache) is PagedKVCache:
+            weights = self._whole.get()
+        if weights is None or weights[0].dtype is torch.float64:
+            hidden = self.hidden_states(tokens, cache, lengths=lengths, tree=tree)
+            return hidden, self.logits(hidden)
+        assert isinstance(cache, DenseKVCache | PagedKVCache)
+        plan = cache.plan(tokens.shape[1], lengths, tree)
         arguments: Any = (
-            *weights, *rope, k, v, step.slots, step.kv_lens, self._stack.windows[:count], self._stack.norm_eps,
-            step.max_kv_len,
+            *weights, *self.rotary.tables(plan.span, tokens.device), plan.positions, cache.k, cache.v, plan.slots,
+            plan.kv_lens, self._whole.windows, self._whole.norm_eps, plan.max_kv_len,
         )  # fmt: skip
-        if step.tree is None:
-            return ops.decoder_layers(x, *arguments, page_table=step.page_table), count
-        ancestors, depths = step.tree.ancestors, step.tree.depths
-        page_table = step.page_table
-        return ops.decoder_layers(x, *arguments, page_table=page_table, ancestors=ancestors, depths=depths), count
+        if plan.tree is None:
+            result = ops.decoder(tokens, *arguments, page_table=plan.page_table)
+        else:
+            nodes = plan.tree
+            result = ops.decoder(
+                tokens, *arguments, page_table=plan.page_table, ancestors=nodes.ancestors, depths=nodes.depths
+            )
+        cache.advance(plan)
+        return result
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """A context in which no module or parameter is replaced, so that steps look them up once. Writing into
+        parameters is allowed."""
+        return self._whole.pinned()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [...,V] of normed hidden states [...,d]."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from effops.nn.attention import Attention, Rope
 from effops.nn.basic import MLP, Linear, RMSNorm
-from effops.nn.decoder import DecoderLayer, LayerStack
+from effops.nn.decoder import DecoderLayer
 from effops.nn.rotary import RotaryEmbedding, inverse_frequencies
 
 __all__ = [
     "MLP",
     "Attention",
     "DecoderLayer",
-    "LayerStack",
     "Linear",
     "RMSNorm",
     "Rope",

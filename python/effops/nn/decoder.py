@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from operator import is_
 from typing import Any
 
 import torch
@@ -86,89 +83,3 @@ class DecoderLayer(nn.Module):
             norm1._parameters["weight"], q["weight"], q["bias"], a["weight"], a["bias"],
             norm2._parameters["weight"], g["weight"], g["bias"], d["weight"], d["bias"],
         )  # fmt: skip
-
-
-class LayerStack:
-    """The weights of a model's layers as ``ops.decoder_layers`` takes them.
-
-    They are looked up in the layers' dictionaries on every call, but where they are is found once, and again when a
-    module, a bias that was not there, or a number in between has been replaced.
-    """
-
-    def __init__(self, layers: nn.ModuleList) -> None:
-        self._layers = layers
-        self._links: list[tuple[dict[str, Any], str, Any]] = []
-        self._columns: list[list[tuple[dict[str, Any], str]]] | None = None
-        self._linked: tuple[tuple[Any, ...], ...] = ((), (), ())  # the links, seen as columns
-        self.norm_eps, self.windows = 0.0, [0]
-        self._pins, self._pinned = 0, dict[int, list[list[Tensor]]]()
-        self._find()
-
-    def weights(self, count: int) -> list[list[Tensor]] | None:
-        """The ten lists of the first ``count`` layers; None where a layer is not of the kind that the op knows."""
-        if count in self._pinned:
-            return self._pinned[count]
-        where, names, found = self._linked
-        same = self._columns is not None and len(self._layers) == len(self.windows)
-        if not (same and all(map(is_, map(dict.get, where, names), found))):
-            self._find()
-        if self._columns is None:
-            return None
-        lists = [[where[name] for where, name in column[:count]] for column in self._columns]
-        if self._pins:
-            self._pinned[count] = lists
-        return lists
-
-    @contextmanager
-    def pinned(self) -> Iterator[None]:
-        """Within, weights are looked up once: nobody replaces one (writing into one is another matter)."""
-        self._pins += 1
-        try:
-            yield
-        finally:
-            self._pins -= 1
-            if not self._pins:
-                self._pinned.clear()
-
-    def _find(self) -> None:
-        self._look()
-        self._linked = tuple(zip(*self._links, strict=True)) or ((), (), ())
-
-    def _look(self) -> None:
-        self._links, self._columns = [], None
-        columns: list[list[tuple[dict[str, Any], str]]] = [[] for _ in range(10)]
-        layers: Sequence[Any] = list(self._layers)
-        self.windows = [0] * len(layers)
-        for i, layer in enumerate(layers):
-            self._links.append((self._layers._modules, str(i), layer))
-            if type(layer) is not DecoderLayer:
-                return
-            attention, mlp = layer.self_attn, layer.mlp
-            norms = layer.input_layernorm, layer.post_attention_layernorm
-            self._link(layer._modules)
-            self._link(attention._modules)
-            self._link(mlp._modules)
-            for part, name in ((norms[0], "eps"), (norms[1], "eps"), (attention, "window")):
-                if name in part.__dict__:
-                    self._links.append((part.__dict__, name, part.__dict__[name]))
-            if layer._weights() is None or norms[0].eps != layers[0].input_layernorm.eps:
-                return
-            linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-            qkv, o, gate_up, down = (part._parameters for part in linears)
-            places = (
-                (norms[0]._parameters, "weight"), (qkv, "weight"), (qkv, "bias"), (o, "weight"), (o, "bias"),
-                (norms[1]._parameters, "weight"), (gate_up, "weight"), (gate_up, "bias"), (down, "weight"),
-                (down, "bias"),
-            )  # fmt: skip
-            for column, (where, name) in zip(columns, places, strict=True):
-                if where[name] is None:
-                    self._links.append((where, name, None))
-                else:
-                    column.append((where, name))
-        if layers and all(len(column) in (0, len(layers)) for column in columns):
-            self._columns = columns
-        self.norm_eps = layers[0].input_layernorm.eps if layers else 0.0
-        self.windows = [layer.self_attn.window or 0 for layer in layers]
-
-    def _link(self, modules: dict[str, Any]) -> None:
-        self._links += [(modules, name, module) for name, module in modules.items()]

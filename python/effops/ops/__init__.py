@@ -2,7 +2,7 @@
 
 from effops.ops.attention import attention, merge_states, varlen_attention
 from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attention
-from effops.ops.decoder import decoder_layer, decoder_layers
+from effops.ops.decoder import decoder, decoder_layer
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 from effops.ops.sampling import sample, sampling_probs
@@ -21,8 +21,8 @@ __all__ = [
     "append_kv",
     "attention",
     "commit_kv",
+    "decoder",
     "decoder_layer",
-    "decoder_layers",
     "medusa_draft",
     "merge_states",
     "pack_ancestors",

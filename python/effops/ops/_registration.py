@@ -139,9 +139,11 @@ def _decoder_layer_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@_fake("decoder_layers")
-def _decoder_layers_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x.new_empty(x.shape)
+@_fake("decoder")
+def _decoder_fake(tokens: Tensor, embedding: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    lm_head = named["lm_head"] if "lm_head" in named else rest[11]
+    hidden = embedding.new_empty((*tokens.shape, embedding.shape[1]))
+    return hidden, embedding.new_empty((*tokens.shape, lm_head.shape[0]))
 
 
 @_fake("rms_norm")
@@ -354,7 +356,7 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "commit_kv", "decoder_layer", "decoder_layers", "medusa_draft",
+    "append_kv", "attention_backward", "commit_kv", "decoder", "decoder_layer", "medusa_draft",
     "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
     "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",
     "verify_typical",
@@ -365,5 +367,5 @@ for _name in ("attention", "varlen_attention"):
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "commit_kv", "decoder_layer", "decoder_layers", "rotary_append"):
+for _name in ("append_kv", "commit_kv", "decoder", "decoder_layer", "rotary_append"):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

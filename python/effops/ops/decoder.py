@@ -1,4 +1,4 @@
-"""Whole decoder layers in one call."""
+"""A decoder layer, or a whole decoder, in one call."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from effops.ops._call import BelowADInplaceOrView, increment_version, is_compiling, tracks_grad
 
+_decoder = torch.ops.effops.decoder.default
 _decoder_layer = torch.ops.effops.decoder_layer.default
-_decoder_layers = torch.ops.effops.decoder_layers.default
 
 
 def decoder_layer(
@@ -82,8 +82,9 @@ def decoder_layer(
     return out
 
 
-def decoder_layers(
-    x: Tensor,
+def decoder(
+    tokens: Tensor,
+    embedding: Tensor,
     attention_norm: Sequence[Tensor],
     qkv: Sequence[Tensor],
     qkv_bias: Sequence[Tensor],
@@ -94,6 +95,8 @@ def decoder_layers(
     gate_up_bias: Sequence[Tensor],
     down: Sequence[Tensor],
     down_bias: Sequence[Tensor],
+    norm: Tensor,
+    lm_head: Tensor,
     cos: Tensor,
     sin: Tensor,
     positions: Tensor,
@@ -108,24 +111,32 @@ def decoder_layers(
     page_table: Tensor | None = None,
     ancestors: Tensor | None = None,
     depths: Tensor | None = None,
-) -> Tensor:
-    """:func:`decoder_layer` for one layer after the other, with the same bits: a forward pass of a small model is one
-    call instead of dozens.
+) -> tuple[Tensor, Tensor]:
+    """A forward pass of the Llama family over a cache, from tokens to logits, with the bits of its ops: a step of a
+    small model is one call instead of dozens.
+
+    The rows of ``embedding`` that the tokens name, :func:`decoder_layer` for one layer after the other, ``rms_norm``,
+    ``packed_linear``.
 
     Args:
-        x, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors, depths: shared by the
-            layers, as in :func:`decoder_layer`.
-        attention_norm to down_bias: a tensor a layer each; biases may be empty lists, for none.
+        tokens: int64 ``[B, T]``.
+        embedding, lm_head: ``[V, d]`` each; norm: ``[d]``. Their dtype is that of all weights and caches.
+        attention_norm to down_bias: a tensor a layer each, as in :func:`decoder_layer`; biases may be empty lists, for
+            none.
         k_cache, v_cache: ``[layers, B, L, G, D]``, or ``[layers, P, page, G, D]`` beside a page table, written in
             place. Everything is checked before anything is written.
         windows: of each layer; 0: all keys.
+        cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors, depths: shared by the layers,
+            as in :func:`decoder_layer`.
 
     Returns:
-        ``[B, T, d]``. No gradient: raises where one is asked for.
+        What the LM head reads, ``[B, T, d]``, and the logits, ``[B, T, V]``. No gradient: raises where one is asked
+        for.
     """
     lists = attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias
     arguments: tuple[Any, ...] = (
-        x, *lists, cos, sin, positions, k_cache, v_cache, slots, kv_lens, windows, norm_eps, max_kv_len,
+        tokens, embedding, *lists, norm, lm_head, cos, sin, positions, k_cache, v_cache, slots, kv_lens, windows,
+        norm_eps, max_kv_len,
     )  # fmt: skip
     if page_table is not None or ancestors is not None or depths is not None:  # what is off is not passed
         arguments = (*arguments, page_table, ancestors, depths)
@@ -133,9 +144,9 @@ def decoder_layers(
         torch.is_grad_enabled()
         and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)), *(t for one in lists for t in one))
     ):
-        return _decoder_layers(*arguments)
+        return _decoder(*arguments)
     with BelowADInplaceOrView():
-        out = _decoder_layers(*arguments)
+        result = _decoder(*arguments)
     if not k_cache.is_inference():
         increment_version((k_cache, v_cache))
-    return out
+    return result

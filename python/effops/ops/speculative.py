@@ -51,7 +51,7 @@ def medusa_draft(
 
     Args:
         hidden: ``[B, d]``, float32, bfloat16, float16 or float64: what the target read the root's token from.
-        root: int64 ``[B]``, the token of the trees' roots.
+        root: int64 ``[B]``, the token of each tree's root; a negative one is an absent sequence.
         depths, ranks: int32 ``[T]``, one tree for all sequences; depth 0 for node 0 alone, the root, whose rank is not
             looked at; others in ``[1, K]`` and ``[0, V)``.
         weight: ``[layers, K, d, d]``; bias: ``[layers, K, d]``; projections, roots: ``[K, d, d]``.
@@ -60,8 +60,8 @@ def medusa_draft(
         vocabulary: int64 ``[V]``, the token that each row of lm_head stands for, where that is not its index.
 
     Returns:
-        int64 ``[B, T]``, the root's token first. The same for a sequence whatever the batch. No gradient. Logits with
-        NaN or inf are an error.
+        int64 ``[B, T]``, the root's token first, -1 for absent sequences. The same for a sequence whatever the batch.
+        No gradient. Logits with NaN or inf are an error.
     """
     arguments = hidden, root, depths, ranks, weight, bias, projections, roots, embedding, lm_head, vocabulary
     if dispatches(hidden, weight, bias, projections, roots, embedding, lm_head):
@@ -94,9 +94,10 @@ def verify_greedy(parents: Tensor, draft_tokens: Tensor, target_tokens: Tensor) 
         parents: int32 ``[B or 1, T]``, as in :func:`pack_ancestors`; one row serves all sequences.
         draft_tokens: int64 ``[B, T]``, the token of each node; the root's and those of padding are not looked at, and
             a negative one is never accepted.
-        target_tokens: int64 ``[B, T]``, the target's next token after each node: ties to the lowest id.
+        target_tokens: int64 ``[B, T]``, the target's next token after each node: ties to the lowest id. Or its logits,
+            floating ``[B, T, V]``, whose first maximum that is; NaN is an error.
     """
-    if dispatches(parents):
+    if dispatches(parents, target_tokens):
         return Accepted(*_verify_greedy(parents, draft_tokens, target_tokens))
     with BelowAutograd():
         return Accepted(*_verify_greedy(parents, draft_tokens, target_tokens))

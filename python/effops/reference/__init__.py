@@ -11,8 +11,8 @@ from __future__ import annotations
 from effops.reference.attention import allowed_keys, attention, merge_states, varlen_attention
 from effops.reference.cache import append_kv, commit_kv, pack_mask, paged_attention, tree_attention, tree_mask
 from effops.reference.layer import (
+    decoder,
     decoder_layer,
-    decoder_layers,
     pack_weight,
     packed_linear,
     rms_norm,
@@ -29,8 +29,8 @@ __all__ = [
     "append_kv",
     "attention",
     "commit_kv",
+    "decoder",
     "decoder_layer",
-    "decoder_layers",
     "medusa_draft",
     "merge_states",
     "pack_ancestors",

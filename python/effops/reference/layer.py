@@ -141,8 +141,9 @@ def decoder_layer(
     return packed_linear(hidden, down, down_bias, residual=y, gated=True)
 
 
-def decoder_layers(
-    x: Tensor,
+def decoder(
+    tokens: Tensor,
+    embedding: Tensor,
     attention_norm: Sequence[Tensor],
     qkv: Sequence[Tensor],
     qkv_bias: Sequence[Tensor],
@@ -153,6 +154,8 @@ def decoder_layers(
     gate_up_bias: Sequence[Tensor],
     down: Sequence[Tensor],
     down_bias: Sequence[Tensor],
+    norm: Tensor,
+    lm_head: Tensor,
     cos: Tensor,
     sin: Tensor,
     positions: Tensor,
@@ -167,9 +170,11 @@ def decoder_layers(
     page_table: Tensor | None = None,
     ancestors: Tensor | None = None,
     depths: Tensor | None = None,
-) -> Tensor:
-    """``decoder_layer`` for each layer in turn, over layer i of the caches [layers,...]; an empty list of biases is
-    none."""
+) -> tuple[Tensor, Tensor]:
+    """tokens [B,T] through embedding [V,d], ``decoder_layer`` for each layer in turn, over layer i of the caches
+    [layers,...], and ``norm`` [d] to hidden states [B,T,d], and these through lm_head [V,d] to logits [B,T,V]; an empty
+    list of biases is none."""
+    x = embedding[tokens]
     lists = attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias
     for i, window in enumerate(windows):
         own: Any = (
@@ -178,4 +183,5 @@ def decoder_layers(
         )  # fmt: skip
         keywords: Any = {"page_table": page_table, "ancestors": ancestors, "depths": depths}
         x = decoder_layer(*(x, *own), **keywords)
-    return x
+    hidden = rms_norm(x, norm, norm_eps)
+    return hidden, packed_linear(hidden, lm_head)

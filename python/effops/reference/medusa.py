@@ -26,14 +26,14 @@ def medusa_draft(
 
     Head k reads hidden [B,d]: z + silu(W z + b) a layer with weight [layers,K,d,d] and bias [layers,K,d], then P z
     with projections [K,d,d], then + R e with roots [K,d,d] and e the root's row of the embedding. Each step is rounded
-    to the dtype.
+    to the dtype. A sequence with a negative root is absent: -1.
     """
     columns = [root]
     for depth, rank in zip(depths.tolist()[1:], ranks.tolist()[1:], strict=True):
         logits = _logits(depth - 1, hidden, root, weight, bias, projections, roots, embedding, lm_head)
         best = logits.sort(dim=-1, descending=True, stable=True).indices[:, rank]
         columns.append(best if vocabulary is None else vocabulary[best])
-    return torch.stack(columns, 1)
+    return torch.stack(columns, 1).masked_fill(root[:, None] < 0, -1)
 
 
 def _logits(
@@ -56,5 +56,5 @@ def _logits(
         z = packed_linear(z, projections[k])
     if roots is not None:
         assert embedding is not None
-        z = packed_linear(embedding[root], roots[k], residual=z)
+        z = packed_linear(embedding[root.clamp(min=0)], roots[k], residual=z)
     return packed_linear(z, lm_head if lm_head.dim() == 2 else lm_head[k])

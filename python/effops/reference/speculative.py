@@ -170,7 +170,10 @@ def _each(parents: Tensor, batch: int, rule: Callable[[int, list[int]], Path]) -
 
 
 def verify_greedy(parents: Tensor, draft_tokens: Tensor, target_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``greedy_path`` of every sequence; parents [B or 1,T], draft_tokens and target_tokens [B,T]."""
+    """``greedy_path`` of every sequence; parents [B or 1,T], draft_tokens and target_tokens [B,T] (or logits
+    [B,T,V])."""
+    if target_tokens.dim() == 3:
+        target_tokens = target_tokens.argmax(-1)
     drafts, target = draft_tokens.tolist(), target_tokens.tolist()
     return _each(parents, len(drafts), lambda b, tree: greedy_path(tree, drafts[b], target[b]))
 

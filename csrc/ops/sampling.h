@@ -1,0 +1,11 @@
+// Greedy tokens, for ops that take logits.
+#pragma once
+
+#include "ops/tensor.h"
+
+namespace effops::ops {
+
+// int64 [...] of logits [..., V]: the first of equal maxima of each row.
+Tensor greedy_tokens(const char* op, const char* name, Tensor logits);
+
+}  // namespace effops::ops
