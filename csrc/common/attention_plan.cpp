@@ -9,8 +9,8 @@ AttentionPlan plan_attention(const AttentionProblem& p) {
   const int64_t group = p.group();
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t rows = sequence_of(p, b).q_len * group;
-    const int64_t block = streams(rows) ? rows : kBlockRows;
-    const int64_t split = streams(rows) ? kStreamSplit : rows <= kSplitRows ? kBlockSplit : INT64_MAX;
+    const int64_t block = streams(rows, p.head_dim) ? rows : kBlockRows;
+    const int64_t split = streams(rows, p.head_dim) ? kStreamSplit : rows <= kSplitRows ? kBlockSplit : INT64_MAX;
     for (int64_t g = 0; g < p.kv_heads; ++g) {
       const Sequence s = sequence_of(p, b, g);
       const Visibility see = visibility_of(p, s, g);
@@ -41,9 +41,9 @@ std::string explain_attention(const AttentionProblem& p, const char* isa) {
   std::ostringstream o;
   o << "backend: cpu\n"
     << "isa: " << (p.dtype == DType::f64 ? "float64 vectors of " : "") << isa << "\n"
-    << "loop: " << (streams(rows) ? "streaming" : "gemm") << "\n"
+    << "loop: " << (streams(rows, p.head_dim) ? "streaming" : "gemm") << "\n"
     << "rows_per_kv_head: " << rows << "\n"
-    << "row_block: " << (streams(rows) ? rows : kBlockRows) << "\n"
+    << "row_block: " << (streams(rows, p.head_dim) ? rows : kBlockRows) << "\n"
     << "tile_keys: " << kTileKeys << "\n"
     << "splits: " << splits << "\n"
     << "tasks: " << plan.tasks.size() << "\n"

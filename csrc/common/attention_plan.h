@@ -11,8 +11,10 @@
 
 namespace effops {
 
-inline constexpr int64_t kTileKeys = 64;         // keys a tile
-inline constexpr int64_t kStreamRows = 16;       // up to here the streaming loop, beyond it the GEMM-shaped one
+inline constexpr int64_t kTileKeys = 64;    // keys a tile
+inline constexpr int64_t kStreamRows = 40;  // up to here the streaming loop, beyond it the GEMM-shaped one
+inline constexpr int64_t kNarrowRows = 16;  // the same for heads of kNarrow elements: packing costs the GEMM less
+inline constexpr int64_t kNarrow = 64;
 inline constexpr int64_t kBlockRows = 96;        // rows of a GEMM-shaped block
 inline constexpr int64_t kStreamSplit = 16;      // tiles a split of a streaming task
 inline constexpr int64_t kBlockSplit = 64;       // tiles a split of a GEMM-shaped task, while blocks are few
@@ -61,7 +63,7 @@ struct AttentionPlan {
   int64_t multiplications = 0;  // of both products
 };
 
-inline bool streams(int64_t rows) { return rows <= kStreamRows; }
+inline bool streams(int64_t rows, int64_t dim) { return rows <= (dim <= kNarrow ? kNarrowRows : kStreamRows); }
 
 AttentionPlan plan_attention(const AttentionProblem& p);
 

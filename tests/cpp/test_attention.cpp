@@ -50,6 +50,8 @@ void check_attention(const AttentionCase& c) {
 TEST(attention_rows) {
   for (int64_t rows = 1; rows <= 18; ++rows)
     check_attention({.q_len = rows, .capacity = 70, .head_dim = 33, .v_dim = 17, .causal = true});
+  for (int64_t rows : {19, 22, 31, 32, 39, 40, 41})
+    check_attention({.q_len = rows, .capacity = 130, .head_dim = 66, .v_dim = 9, .causal = true});
   for (int64_t group = 1; group <= 17; ++group)
     check_attention({.capacity = 66, .heads = 2 * group, .kv_heads = 2, .head_dim = 16, .v_dim = 65});
 }

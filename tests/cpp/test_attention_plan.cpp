@@ -22,7 +22,7 @@ void draw(Random& random, Drawn& d) {
   p.heads = p.kv_heads * random.pick<int64_t>({1, 2, 4, 7});
   p.q_len = random.pick<int64_t>({0, 1, 3, 16, 17, 100, 130, 600});
   p.kv_capacity = random.pick<int64_t>({0, 1, 64, 65, 700, 1024, 1025, 4200});
-  p.head_dim = p.v_dim = 4;
+  p.head_dim = p.v_dim = random.pick<int64_t>({4, 80});
   p.causal = random.between(0, 1);
   p.num_sinks = random.pick<int64_t>({0, 4, 65});
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -75,7 +75,8 @@ TEST(plan_covers_rows_and_keys_once) {
       int64_t& row = next_row[{task.sequence, task.kv_head}];
       CHECK(task.row_begin == row && task.row_end > row && task.row_end <= rows, "rows ", task.row_begin, " to ",
             task.row_end, " after ", row);
-      CHECK(streams(rows) ? task.row_end == rows : task.row_end - row <= kBlockRows, task.row_end - row, " rows");
+      CHECK(streams(rows, d.p.head_dim) ? task.row_end == rows : task.row_end - row <= kBlockRows, task.row_end - row,
+            " rows");
       row = task.row_end;
       int64_t tile = 0;
       const int32_t splits = task.splits;

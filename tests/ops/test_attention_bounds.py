@@ -33,16 +33,18 @@ def test_any_call(dtype, data):
     assert worst(*case.tensors, **case.options) <= 1
 
 
-# Keys a tile 64; rows that stream 16, in groups of 4, 4, .., then 2 or 1; rows a block 96; tiles a split 16 while
-# streaming, 64 in blocks of up to 512 rows.
+# Keys a tile 64; rows that stream 16 up to D = 64 and 40 beyond, in groups of 8 or 4, .., then 2 or 1; rows a block
+# 96; tiles a split 16 while streaming, 64 in blocks of up to 512 rows.
 SHAPES = {  # T, L, H, G, D, Dv
     "one key": (1, 1, 1, 1, 64, 64),
     "a tile less one": (1, 63, 2, 1, 64, 64),
     "a tile": (1, 64, 2, 1, 64, 64),
     "a tile and one": (1, 65, 3, 1, 64, 64),
     "5 streamed rows": (1, 129, 5, 1, 128, 128),
-    "16 streamed rows": (4, 200, 8, 2, 80, 96),
-    "17 rows, a block": (17, 200, 2, 2, 80, 96),
+    "16 streamed rows": (4, 200, 8, 2, 64, 96),
+    "17 rows, a block": (17, 200, 2, 2, 64, 96),
+    "40 streamed rows of wide heads": (10, 200, 8, 2, 65, 96),
+    "41 rows of wide heads, a block": (41, 200, 2, 2, 65, 96),
     "two splits": (1, 1025, 4, 1, 64, 64),
     "three splits, the last one short": (2, 2063, 2, 1, 40, 24),
     "20 heads on one KV head, a block of one token": (1, 200, 20, 1, 64, 64),

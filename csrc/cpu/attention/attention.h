@@ -18,7 +18,7 @@ void attention_typed(const AttentionProblem& p, const Parallel& parallel) {
     partials = static_cast<C*>(thread_scratch(Scratch::call, plan.partial_rows * partial_stride(p) * sizeof(C)));
   parallel.for_each(tasks, plan.multiplications > kSerialWork, [&](int64_t i) {
     const AttentionTask& task = plan.tasks[i];
-    if (streams(sequence_of(p, task.sequence).q_len * p.group())) {
+    if (streams(sequence_of(p, task.sequence).q_len * p.group(), p.head_dim)) {
       StreamTask<T>(p, task, partials).run();
     } else {
       block_task<T>(p, task, partials);
