@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/sampling_problem.h"
+#include "common/team.h"
 #include "cpu/kernels.h"
 #include "ops/layer.h"
 #include "ops/threads.h"
@@ -24,7 +25,8 @@ struct Heads {
 };
 
 // What the LM heads read, [K, B, d], of hidden states and embeddings of the root, [B, d] both.
-Tensor states(const Heads& m, const Arg& like, const char* hidden, const char* embedded, int64_t batch) {
+Tensor states(const Heads& m, const Arg& like, const char* hidden, const char* embedded, int64_t batch,
+              const Parallel& parallel) {
   const int64_t matrix = m.d * m.d, item = size_of(m.dtype);
   LinearProblem p;
   p.dtype = m.dtype;
@@ -41,7 +43,7 @@ Tensor states(const Heads& m, const Arg& like, const char* hidden, const char* e
     p.x_group = x_group;
     p.weight = weight;
     p.y = data_of(y);
-    cpu::kernels().linear(p, torch_threads());
+    cpu::kernels().linear(p, parallel);
     z = y;
   };
   p.silu = true;
@@ -144,36 +146,42 @@ Tensor medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Ten
     m.heads = deepest;
     m.weight = contiguous_data(w, weight);
     m.bias = contiguous_data(c, bias);
-    const Tensor z = states(m, h, contiguous_data(h, hidden), embedded.data(), batch);
-    Tensor logits = z;
-    if (l.dim == 2) {
-      logits = packed_linear(z, lm_head, {}, {}, {}, 0, false);
-    } else {
-      logits = empty({deepest, batch, vocab}, h.type, h);
-      LinearProblem p;
-      p.dtype = h.dtype();
-      p.rows = batch;
-      p.in = p.x_row = p.weight_row = d;
-      p.out = p.y_row = vocab;
-      p.x = data_of(z);
-      p.weight = contiguous_data(l, lm_head);
-      p.y = data_of(logits);
-      p.groups = deepest;
-      p.x_group = batch * d;
-      p.weight_group = vocab * d;
-      p.y_group = batch * vocab;
-      cpu::kernels().linear(p, torch_threads());
-    }
+    const char* const first = contiguous_data(h, hidden);
     FlawedRow flawed;
-    SamplingProblem p;
-    p.dtype = h.dtype();
-    p.rows = {{1, 1, deepest * batch}, {0, 0, vocab}};
-    p.size = vocab;
-    p.best = best;
-    p.x = data_of(logits);
-    p.tokens = reinterpret_cast<int64_t*>(data_of(likeliest));
-    p.flawed = &flawed;
-    cpu::kernels().sampling(p, torch_threads());
+    SamplingProblem best_of;
+    best_of.dtype = h.dtype();
+    best_of.rows = {{1, 1, deepest * batch}, {0, 0, vocab}};
+    best_of.size = vocab;
+    best_of.best = best;
+    best_of.tokens = reinterpret_cast<int64_t*>(data_of(likeliest));
+    best_of.flawed = &flawed;
+    LinearProblem last;  // the LM heads side by side, or one over the rows of all heads
+    last.dtype = h.dtype();
+    last.groups = l.dim == 3 ? deepest : 1;
+    last.rows = deepest * batch / last.groups;
+    last.in = last.x_row = last.weight_row = d;
+    last.out = last.y_row = vocab;
+    last.x_group = last.rows * d;
+    last.weight_group = vocab * d;
+    last.y_group = last.rows * vocab;
+    const bool streams = l.dim == 3 || streams_linear(last.dtype, last.rows);
+    if (streams) last.weight = contiguous_data(l, lm_head);
+    std::optional<Tensor> z, logits;
+    with_team(torch_threads(), [&](const Parallel& parallel) {
+      z = states(m, h, first, embedded.data(), batch, parallel);
+      if (!streams) return;
+      logits = empty({deepest, batch, vocab}, h.type, h);
+      last.x = data_of(*z);
+      last.y = data_of(*logits);
+      best_of.x = last.y;
+      cpu::kernels().linear(last, parallel);
+      cpu::kernels().sampling(best_of, parallel);
+    });
+    if (!streams) {
+      logits = packed_linear(*z, lm_head, {}, {}, {}, 0, false);
+      best_of.x = data_of(*logits);
+      cpu::kernels().sampling(best_of, torch_threads());
+    }
     EFFOPS_CHECK(!flawed.any(), op, ": hidden: expected logits without NaN and inf, got ",
                  flawed.flaw() == RowFlaw::nan        ? "NaN"
                  : flawed.flaw() == RowFlaw::infinite ? "inf"

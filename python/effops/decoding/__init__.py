@@ -8,6 +8,7 @@ from effops.decoding.generate import Generation, generate
 from effops.decoding.identical import Verdict, compare, exact_logits
 from effops.decoding.medusa import MedusaHeads, medusa_loss
 from effops.decoding.medusa_drafter import MedusaDrafter
+from effops.decoding.merged import MergedDrafter
 from effops.decoding.model_drafter import ModelDrafter
 from effops.decoding.sampler import Sampler
 from effops.decoding.stats import GenerationStats
@@ -24,6 +25,7 @@ __all__ = [
     "GenerationStats",
     "MedusaDrafter",
     "MedusaHeads",
+    "MergedDrafter",
     "ModelDrafter",
     "Sampler",
     "StopStrings",

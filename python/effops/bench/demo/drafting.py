@@ -19,6 +19,7 @@ from effops.decoding import (
     Drafter,
     MedusaDrafter,
     MedusaHeads,
+    MergedDrafter,
     ModelDrafter,
     TokenTree,
     compare,
@@ -110,10 +111,12 @@ def make_drafters(model: Llama, quick: bool) -> tuple[dict[str, Drafter | None],
     chosen = {"step_ms": {n: 1e3 * t for n, t in times.items()}, "parents": tree.parents, "ranks": tree.ranks,
               "expected": tree.expected(acceptance), "heads_dtype": str(drafted).removeprefix("torch.")}  # fmt: skip
     draft = Llama.from_pretrained(draft_dir(), dtype=model.dtype)
+    first = MedusaDrafter(heads, TokenTree.chain(2), vocabulary=words)
     return {
         PLAIN: None,
         "copy": CopyDrafter(block=7),
         "medusa": MedusaDrafter(heads, tree, vocabulary=words) if len(tree) > 1 else widest,
+        "medusa + copy": MergedDrafter(first, CopyDrafter(gamma=2, block=3), max_nodes=4),
         "draft model": ModelDrafter(draft, 3),
     }, chosen
 
