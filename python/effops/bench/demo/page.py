@@ -107,7 +107,8 @@ def _drafting(drafting: dict[str, Any]) -> str:
         "<p>Greedy text again, after the prompt: plain steps, and steps that verify what a drafter guessed. "
         "<i>Copy</i> repeats what followed the same words before; <i>medusa</i> is a tree of the guesses of heads on "
         "the model's last state; <i>medusa + copy</i> has one of these guesses and a copy in one tree; <i>draft "
-        "model</i> is a chain of a model of a seventh of the size. <i>Edits</i> are the files, then the beginning of the same with 5 % of the tokens changed. Files whose output has more than "
+        "model</i> is a chain of a model of a seventh of the size. <i>Edits</i> are the files, then the beginning of "
+        "the same with 5 % of the tokens changed. Files whose output has more than "
         "20 % repeated 4-grams are shown apart. <i>On true text</i>: tokens a step from prefixes of the file itself; "
         "the model decides / the file decides.</p>"
     )
