@@ -53,13 +53,14 @@ class LinearTask {
 
  private:
   // Calls f with the size of the next group of `left` rows: 8 (pairs of bfloat16), 4, 2 or 1, where a
-  // group of 8 or 4 may lack its last row.
+  // group may lack its last row. With vectors of 16 a single row goes as two equal ones: that reads 8
+  // features side by side instead of 16, which memory and caches serve up to 1.5 times as fast.
   template <class F>
   static void by_group(int64_t left, F&& f) {
     if constexpr (kLargestGroup == 8)
       if (left >= 7) return f(std::integral_constant<int, 8>());
     if (left >= 3) return f(std::integral_constant<int, 4>());
-    if (left == 2) return f(std::integral_constant<int, 2>());
+    if (left == 2 || V::width == 16) return f(std::integral_constant<int, 2>());
     f(std::integral_constant<int, 1>());
   }
 
