@@ -105,8 +105,12 @@ def make_drafters(model: Llama, quick: bool) -> tuple[dict[str, Drafter | None],
     acceptance = config["acceptance_greedy"]
     words = config.get("frequent_tokens")
     widest = MedusaDrafter(heads, TokenTree.optimal(acceptance, {32: 1.0}), vocabulary=words)
-    times = step_times(model, (1, 2, 4) if quick else (1, 2, 3, 4, 6, 8, 12, 16), drafter=widest,
-                       context=64 if quick else 576)  # fmt: skip
+    times: dict[int, float] = {}
+    for turn in range(1 if quick else 3):  # seconds apart: what else the machine does comes and goes
+        time.sleep(2 * (turn > 0))
+        now = step_times(model, (1, 2, 4) if quick else (1, 2, 3, 4, 6, 8, 12, 16), drafter=widest,
+                         context=64 if quick else 576)  # fmt: skip
+        times = {n: min(t, times.get(n, t)) for n, t in now.items()}
     tree = TokenTree.optimal(acceptance, times)
     chosen = {"step_ms": {n: 1e3 * t for n, t in times.items()}, "parents": tree.parents, "ranks": tree.ranks,
               "expected": tree.expected(acceptance), "heads_dtype": str(drafted).removeprefix("torch.")}  # fmt: skip
