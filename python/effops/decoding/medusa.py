@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effops import ops
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import read_json
 from effops.models.errors import CheckpointError
-from effops.nn.functional import takes_torch_path
 
 MODEL_TYPE = "medusa"
 
@@ -83,41 +81,16 @@ class MedusaHeads(nn.Module):
         """Logits ``[K, ..., V]`` of hidden ``[..., d]``, over lm_head ``[V, d]`` unless the heads have their own, and
         of the root's embedding ``[..., d]`` where they look at it; ``heads`` asks for the first so many heads only.
 
-        Without gradients on CPUs the products are ``packed_linear``'s: one for the first layer of all heads, one a
-        head for each further layer and the projection, and one for all rows of all heads over a shared LM head.
+        In torch's own operators; a draft's tokens come faster from ``ops.medusa_draft``.
         """
-        own: Any = self._parameters
-        weight, bias, projections, lm_heads = own["weight"], own["bias"], own["projections"], own["lm_heads"]
         self._check(hidden, lm_head)
-        self._check_root(hidden, root)
-        roots = own["roots"]
-        heads, size, lead = self.num_heads if heads is None else heads, self.hidden_size, hidden.shape[:-1]
+        heads = self.num_heads if heads is None else heads
         if not 1 <= heads <= self.num_heads:
             raise ValueError(f"MedusaHeads: heads: expected 1 to {self.num_heads}, got {heads}")
-        if hidden.device.type != "cpu" or takes_torch_path(hidden, weight, bias, projections, lm_heads, lm_head):
-            z = self.states(hidden, root)[:heads]
-            if lm_heads is None:
-                return F.linear(z, lm_head)  # type: ignore[arg-type]
-            return torch.stack([F.linear(z[k], lm_heads[k]) for k in range(heads)])
-
-        first, *later = range(self.num_layers)
-        rows = hidden.reshape(-1, 1, size)
-        inner = ops.packed_linear(rows.squeeze(1), weight[first, :heads].view(-1, size), bias[first, :heads].view(-1))
-        z = (rows + F.silu(inner.view(-1, heads, size))).transpose(0, 1).contiguous()
-        for layer in later:
-            z = torch.stack(
-                [z[k] + F.silu(ops.packed_linear(z[k], weight[layer, k], bias[layer, k])) for k in range(heads)]
-            )
-        if projections is not None:
-            z = torch.stack([ops.packed_linear(z[k], projections[k]) for k in range(heads)])
-        if roots is not None and root is not None:
-            added = ops.packed_linear(root.reshape(-1, size), roots[:heads].view(-1, size))
-            z = z + added.view(-1, heads, size).transpose(0, 1)
-        if lm_heads is None:
-            logits = ops.packed_linear(z.view(-1, size), lm_head)  # type: ignore[arg-type]
-        else:
-            logits = torch.stack([ops.packed_linear(z[k], lm_heads[k]) for k in range(heads)])
-        return logits.view(heads, *lead, logits.shape[-1])
+        z = self.states(hidden, root)[:heads]
+        if self.lm_heads is None:
+            return F.linear(z, lm_head)  # type: ignore[arg-type]
+        return torch.stack([F.linear(z[k], self.lm_heads[k]) for k in range(heads)])
 
     def states(self, hidden: Tensor, root: Tensor | None = None) -> Tensor:
         """What the LM heads read, ``[K, ..., d]`` of hidden and root ``[..., d]``, in torch's own operators."""
