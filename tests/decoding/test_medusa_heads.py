@@ -1,4 +1,4 @@
-"""Medusa heads: shapes, the start at the model's own logits, files, both modes of autograd, the loss as a plain loop."""
+"""Medusa heads: shapes, the start at the model's own logits, files, with and without gradients, the loss."""
 
 from __future__ import annotations
 
