@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc cuda third_party CMakeLists.txt pyproject.toml -typ
 PYTEST = MALLOC_PERTURB_=128 $(BIN)/python -m pytest
 ISAS = $(shell $(BIN)/python -c "from effops import _host as h; print(*[i for i in h.cpu_isas() if i != h.cpu_isa()])")
 
-.PHONY: all demo test test-native test-isas mutants sanitize bench format lint dist cuda cuda-all clean
+.PHONY: all demo test test-native test-isas test-simt mutants mutants-simt sanitize bench format lint dist cuda cuda-all simt clean
 all: .stamps/build
 
 .stamps/deps: third_party/constraints.txt Makefile
@@ -35,7 +35,7 @@ all: .stamps/build
 demo: .stamps/build
 	@$(BIN)/effops demo
 
-test: test-native test-isas
+test: test-native test-isas test-simt
 
 test-native: .stamps/build .stamps/test-deps
 	$(PYTEST)
@@ -44,8 +44,19 @@ test-native: .stamps/build .stamps/test-deps
 test-isas: .stamps/build .stamps/test-deps
 	@for isa in $(ISAS); do echo "EFFOPS_CPU_ISA=$$isa pytest -m core"; EFFOPS_CPU_ISA=$$isa $(PYTEST) -m core || exit 1; done
 
+# The ops' tests, and speculative decoding, with the CUDA kernels on the host.
+SIMT_TESTS = attention_bounds attention_exact attention_gradients attention_laws varlen paged tree_attention merge append \
+  commit layer rotary_append sampling trees verify typical verify_law backend contract dispatch
+test-simt: .stamps/build .stamps/test-deps simt
+	EFFOPS_BACKEND=simt EFFOPS_SIMT_LIBRARY=$(abspath build/simt/libeffops_simt.so) $(PYTEST) -rs \
+	  $(SIMT_TESTS:%=tests/ops/test_%.py) tests/decoding/test_speculate.py
+
 mutants: .stamps/build .stamps/test-deps
 	@PATH="$(BIN):$$PATH" $(BIN)/python tools/mutants.py
+
+# The same in the CUDA kernels, on the host.
+mutants-simt: .stamps/build .stamps/test-deps
+	@PATH="$(BIN):$$PATH" $(BIN)/python tools/mutants.py --simt
 
 sanitize: .stamps/deps
 	@for kind in address,undefined thread; do \
@@ -77,6 +88,12 @@ cuda: .stamps/deps
 	PATH="$(BIN):$$PATH" cmake --build build/cuda --target effops_ops
 cuda-all:
 	$(MAKE) cuda "CUDA_ARCHS=80;90a"
+
+# Builds the CUDA kernels for the host, and runs the tests of the machine that runs them there; needs no nvcc.
+simt: .stamps/deps
+	PATH="$(BIN):$$PATH" cmake -S . -B build/simt -G Ninja -DEFFOPS_SIMT=ON >/dev/null
+	PATH="$(BIN):$$PATH" cmake --build build/simt
+	PATH="$(BIN):$$PATH" ctest --test-dir build/simt --output-on-failure
 
 clean:
 	rm -rf build dist out .stamps

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend import NAME, OnDevice, sized
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "fixed",
-    max_examples=40,
+    max_examples=sized(40, 10),
     derandomize=True,
     database=None,
     deadline=None,
@@ -56,15 +57,34 @@ _poisoned = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: reaches every kernel path; also run on each forced instruction set")
+    config.addinivalue_line("markers", "attention: calls attention, which takes float64 on the CPU alone")
     config.pluginmanager.register(SecondsAFile())
     config.stash[_poisoned] = poison_new_memory()
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """float64 attention is the CPU's."""
+    for item in items:
+        named = getattr(item, "callspec", None)
+        wide = named is not None and any(x in ("f64", torch.float64) for x in named.params.values() if x is not None)
+        if NAME != "cpu" and wide and item.get_closest_marker("attention"):
+            item.add_marker(pytest.mark.skip(reason=f"{NAME}: attention has no float64 kernel there"))
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     isa = os.environ.get("EFFOPS_CPU_ISA") or "the best of this processor"
     memory = "poisoned" if config.stash[_poisoned] else "not poisoned, for this torch has no switch for it"
-    return f"effops: instruction set: {isa}; new memory: {memory}; torch {torch.__version__}"
+    return f"effops: backend: {NAME}; instruction set: {isa}; new memory: {memory}; torch {torch.__version__}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _on_device() -> Iterator[None]:
+    if NAME != "cuda":
+        yield
+        return
+    with OnDevice():
+        yield
 
 
 @pytest.fixture(autouse=True)

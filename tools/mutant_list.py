@@ -16,7 +16,7 @@ class Mutant:
     notices: str
 
 
-PROBLEM, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("problem.h", "plan.h", "plan.cpp"))
+PROBLEM, TILES, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("problem.h", "tiles.h", "plan.h", "plan.cpp"))
 ROWS, STREAM, BLOCK, BACKWARD = (f"csrc/cpu/attention/{f}.h" for f in ("rows", "stream", "block", "backward"))
 SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
 TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
@@ -25,7 +25,7 @@ LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "c
 MUTANTS = (
     Mutant(
         "tail-tile-dropped",
-        PLAN,
+        TILES,
         "return (end - begin + kTileKeys - 1) / kTileKeys;",
         "return (end - begin) / kTileKeys;",
         "a length that is no multiple of the tile",
@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant(
         "kv-starts-ignored",
         PROBLEM,
-        "s.kv_start = p.kv_starts ? std::min<int64_t>(p.kv_starts[b], s.kv_len) : 0;",
+        "s.kv_start = p.kv_starts ? min_of<int64_t>(p.kv_starts[b], s.kv_len) : 0;",
         "s.kv_start = 0;",
         "left padding",
     ),
@@ -68,15 +68,15 @@ MUTANTS = (
     Mutant(
         "window-off-by-one",
         PROBLEM,
-        "std::clamp(position - window + 1, start,",
-        "std::clamp(position - window, start,",
+        "clamp_to(position - window + 1, start,",
+        "clamp_to(position - window, start,",
         "a window shorter than the keys",
     ),
     Mutant(
         "causal-off-by-one",
         PROBLEM,
-        "std::max(position + 1, prefix_end)",
-        "std::max(position, prefix_end)",
+        "max_of(position + 1, prefix_end)",
+        "max_of(position, prefix_end)",
         "causal attention",
     ),
     Mutant(

@@ -11,6 +11,7 @@ struct AppendProblem {
   TensorView4 from, to;  // [batch, tokens, heads, dim] into a cache
   PageTable pages;       // of the cache
   TokenIndices slots;    // where in the sequence a token goes; negative skips
+  CacheLimits limits;
 };
 
 // Tokens go in order: of two that name one slot the later one stays.
@@ -22,6 +23,7 @@ struct CommitProblem {  // token starts[b] + nodes[b][j] moves to starts[b] + j
   PageTable pages;
   TokenIndices nodes;  // ascending, negative from the end on
   const int32_t* starts = nullptr;
+  CacheLimits limits;
 };
 
 // In order of j, so that a row is read before another takes its place.

@@ -7,11 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "common/attention_problem.h"
+#include "common/attention_tiles.h"
 
 namespace effops {
 
-inline constexpr int64_t kTileKeys = 64;    // keys a tile
 inline constexpr int64_t kStreamRows = 40;  // up to here the streaming loop, beyond it the GEMM-shaped one
 inline constexpr int64_t kNarrowRows = 16;  // the same for heads of kNarrow elements: packing costs the GEMM less
 inline constexpr int64_t kNarrow = 64;
@@ -20,36 +19,6 @@ inline constexpr int64_t kStreamSplit = 16;      // tiles a split of a streaming
 inline constexpr int64_t kBlockSplit = 64;       // tiles a split of a GEMM-shaped task, while blocks are few
 inline constexpr int64_t kSplitRows = 512;       // more rows than this are parallel enough without splits
 inline constexpr int64_t kSerialWork = 1 << 16;  // multiplications below which threads cost more than they give
-
-// The visited keys of a row block, cut into tiles: at most two intervals (sinks, then the rest).
-struct TileList {
-  int64_t begin[2] = {0, 0}, end[2] = {0, 0};
-
-  static TileList of(const Visibility& see, Positions of_rows) {
-    TileList t;
-    const int64_t lo = see.begin_at(of_rows.lowest);
-    const int64_t hi = see.end_at(of_rows.highest);
-    const int64_t sinks = std::min(see.sinks_end, hi);
-    const bool has_sinks = see.window != 0 && sinks > see.start;
-    if (has_sinks && lo > sinks) {
-      t.begin[0] = see.start;
-      t.end[0] = sinks;
-      t.begin[1] = lo;
-    } else {
-      t.begin[1] = has_sinks ? see.start : lo;
-    }
-    t.end[1] = std::max(hi, t.begin[1]);
-    return t;
-  }
-  static int64_t tiles_in(int64_t begin, int64_t end) { return (end - begin + kTileKeys - 1) / kTileKeys; }
-  int64_t count() const { return tiles_in(begin[0], end[0]) + tiles_in(begin[1], end[1]); }
-  void tile(int64_t i, int64_t& first, int64_t& keys) const {
-    const int64_t head = tiles_in(begin[0], end[0]);
-    const int part = i < head ? 0 : 1;
-    first = begin[part] + (part ? i - head : i) * kTileKeys;
-    keys = std::min(kTileKeys, end[part] - first);
-  }
-};
 
 struct AttentionTask {  // rows [row_begin, row_end) of (sequence, KV head) against tiles [first_tile, last_tile)
   int64_t sequence, kv_head, row_begin, row_end, first_tile, last_tile;

@@ -3,7 +3,6 @@
 // kv_len - T + i, and window, sinks and prefix count from kv_start.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "common/dtype.h"
@@ -14,9 +13,9 @@ namespace effops {
 // The mask of the last T keys, which are the queries' own: query i sees key j of them if bit j is set
 // (word j >> 6, bit j & 63), and stands `depths[i]` positions after the committed keys.
 struct Tree {
-  const uint64_t* ancestors = nullptr;  // [batch or 1, T, words]; null: no tree
-  const int32_t* depths = nullptr;      // [batch or 1, T]
-  int64_t words = 0, ancestors_batch = 0, depths_batch = 0;
+  const uint64_t* ancestors = nullptr;  // [batch or 1, tokens, words]; null: no tree
+  const int32_t* depths = nullptr;      // [batch or 1, tokens]; on a device null: a row's bits, less one
+  int64_t tokens = 0, words = 0, ancestors_batch = 0, depths_batch = 0;
 };
 
 struct AttentionProblem {
@@ -42,7 +41,7 @@ struct AttentionProblem {
   int64_t window = 0, num_sinks = 0;
   bool causal = false;
 
-  int64_t group() const { return heads / kv_heads; }
+  EFFOPS_HD int64_t group() const { return heads / kv_heads; }
 };
 
 struct AttentionGradients {
@@ -64,18 +63,22 @@ struct Sequence {
   int64_t words = 0;
 
   // The first key that only tree bits show.
-  int64_t tree_begin() const { return kv_len - q_len; }
-  int64_t position(int64_t i) const { return kv_len - q_len + (depths ? depths[i] : i); }
+  EFFOPS_HD int64_t tree_begin() const { return kv_len - q_len; }
+  EFFOPS_HD int64_t position(int64_t i) const { return kv_len - q_len + (depths ? depths[i] : i); }
   // Of queries [first, last].
-  Positions positions(int64_t first, int64_t last) const {
+  EFFOPS_HD Positions positions(int64_t first, int64_t last) const {
     if (!depths) return {position(first), position(last)};
-    const auto [low, high] = std::minmax_element(depths + first, depths + last + 1);
-    return {kv_len - q_len + *low, kv_len - q_len + *high};
+    int32_t low = depths[first], high = low;
+    for (int64_t i = first + 1; i <= last; ++i) {
+      low = min_of(low, depths[i]);
+      high = max_of(high, depths[i]);
+    }
+    return {kv_len - q_len + low, kv_len - q_len + high};
   }
 };
 
 // What KV head g sees of sequence b.
-inline Sequence sequence_of(const AttentionProblem& p, int64_t b, int64_t g = 0) {
+EFFOPS_HD inline Sequence sequence_of(const AttentionProblem& p, int64_t b, int64_t g = 0) {
   Sequence s;
   s.q_begin = p.cu_q ? p.cu_q[b] : 0;
   s.q_len = p.cu_q ? p.cu_q[b + 1] - p.cu_q[b] : p.q_len;
@@ -90,7 +93,7 @@ inline Sequence sequence_of(const AttentionProblem& p, int64_t b, int64_t g = 0)
     s.depths = p.tree.depths + b * p.tree.depths_batch;
     s.words = p.tree.words;
   }
-  s.kv_start = p.kv_starts ? std::min<int64_t>(p.kv_starts[b], s.kv_len) : 0;
+  s.kv_start = p.kv_starts ? min_of<int64_t>(p.kv_starts[b], s.kv_len) : 0;
   s.prefix_end = p.prefix_lens ? s.kv_start + p.prefix_lens[b] : s.kv_start;
   s.sinks_end = s.kv_start + p.num_sinks;
   return s;
@@ -103,28 +106,28 @@ struct Visibility {
   int64_t start, len, window, sinks_end, prefix_end, tree_begin;
   bool causal;
 
-  bool allowed(int64_t position, int64_t j) const {
+  EFFOPS_HD bool allowed(int64_t position, int64_t j) const {
     return j >= start && j < len && (!causal || j <= position || j < prefix_end) &&
            (window == 0 || j > position - window || j < sinks_end);
   }
   // One past the last key any clause allows at this position.
-  int64_t end_at(int64_t position) const {
-    return causal ? std::clamp(std::max(position + 1, prefix_end), start, len) : len;
+  EFFOPS_HD int64_t end_at(int64_t position) const {
+    return causal ? clamp_to(max_of(position + 1, prefix_end), start, len) : len;
   }
   // First key of the windowed part; every key of the tree is in it.
-  int64_t begin_at(int64_t position) const {
-    return window == 0 ? start : std::clamp(position - window + 1, start, std::max(start, tree_begin));
+  EFFOPS_HD int64_t begin_at(int64_t position) const {
+    return window == 0 ? start : clamp_to(position - window + 1, start, max_of(start, tree_begin));
   }
 };
 
-inline Visibility visibility_of(const AttentionProblem& p, const Sequence& s, int64_t kv_head) {
+EFFOPS_HD inline Visibility visibility_of(const AttentionProblem& p, const Sequence& s, int64_t kv_head) {
   const int64_t window = p.head_windows ? p.head_windows[kv_head] : p.window;
   const int64_t tree_begin = s.ancestors ? s.tree_begin() : s.kv_len;
   return {s.kv_start, s.kv_len, window, s.sinks_end, s.prefix_end, tree_begin, p.causal};
 }
 
 // Whether query i sees the tree's key t. The window counts from the key's position, not its slot.
-inline bool tree_allows(const Visibility& see, const Sequence& s, int64_t i, int64_t t) {
+EFFOPS_HD inline bool tree_allows(const Visibility& see, const Sequence& s, int64_t i, int64_t t) {
   if (!(s.ancestors[i * s.words + (t >> 6)] >> (t & 63) & 1)) return false;
   return see.window == 0 || s.position(t) > s.position(i) - see.window || s.position(t) < see.sinks_end;
 }

@@ -20,11 +20,11 @@ struct RmsNormProblem {
 
 struct Angles {                                // pairs (i, i + half) of the first 2 * half elements turn
   const float *cos = nullptr, *sin = nullptr;  // [positions, half]
-  int64_t half = 0;
+  int64_t half = 0, rows = 0;                  // rows: positions there are
   TokenIndices positions;
 
   // Where in cos and sin a token's row begins.
-  int64_t of(int64_t b, int64_t t) const { return positions.of(b, t) * half; }
+  EFFOPS_HD int64_t of(int64_t b, int64_t t) const { return positions.of(b, t) * half; }
 };
 
 struct RotaryProblem {  // x [batch, tokens, heads, dim]; rows are (batch, token, head)
@@ -46,6 +46,7 @@ struct RotaryAppendProblem {  // x [batch, tokens, heads + 2 * kv_heads, dim]: q
   char* q = nullptr;   // [batch, tokens, heads, dim], contiguous
   TensorView4 k, v;    // caches [batch, slots, kv_heads, dim], or pages of them
   PageTable pages;
+  CacheLimits limits;
 };
 
 struct SiluMulProblem {

@@ -81,6 +81,10 @@ Law load(const VerifyProblem& p, const char* name, const Strided<float>& rows, i
   return {to, total};
 }
 
+double sum_of(const VerifyProblem& p, const Strided<float>& rows, int64_t b, int64_t i) {
+  return sum(p.vocab, [&](int64_t v) { return static_cast<double>(rows.at(b, i, v)); });
+}
+
 Law target_law(const Sequence& s, int64_t i, double* to) {
   return load(s.p, "target_probs", s.p.target_probs, s.b, i, to);
 }
@@ -195,6 +199,12 @@ void for_each_sequence(const VerifyProblem& p, int64_t laws, const Parallel& par
 }
 
 }  // namespace
+
+void report(const VerifyProblem& p, LawFlaw flaw) {
+  const Strided<float>& rows = flaw.draft ? p.draft_probs : p.target_probs;
+  const int64_t b = flaw.row / p.tokens, i = flaw.row % p.tokens;
+  no_law(p, flaw.draft ? "draft_probs" : "target_probs", rows, b, i, sum_of(p, rows, b, i));
+}
 
 void verify_greedy(const VerifyProblem& p) {
   for (int64_t b = 0; b < p.batch; ++b) {

@@ -11,7 +11,9 @@ struct Strided {  // up to three dimensions; strides in elements
   const T* data = nullptr;
   int64_t stride[3] = {};
 
-  T at(int64_t i, int64_t j = 0, int64_t k = 0) const { return data[i * stride[0] + j * stride[1] + k * stride[2]]; }
+  EFFOPS_HD T at(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    return data[i * stride[0] + j * stride[1] + k * stride[2]];
+  }
 };
 
 // How the children of a node were drafted.
@@ -31,6 +33,17 @@ struct VerifyProblem {
   int32_t *nodes = nullptr, *count = nullptr;
   int64_t* next_token = nullptr;
 };
+
+// A row that is no law, as one number: the row of the target's or of the draft's laws, b * tokens + i.
+struct LawFlaw {
+  int64_t row = 0;
+  bool draft = false;
+
+  EFFOPS_HD int64_t code() const { return row * 2 + draft; }
+  static LawFlaw of(int64_t code) { return {code / 2, code % 2 != 0}; }
+};
+// Throws what is wrong with that row.
+[[noreturn]] void report(const VerifyProblem& p, LawFlaw flaw);
 
 void verify_greedy(const VerifyProblem& p);
 // These throw std::runtime_error where a row that they read has a negative entry or no positive sum.

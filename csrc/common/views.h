@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
+
 namespace effops {
 
 struct TensorView4 {  // [batch, tokens, heads, dim]; batch stride unused when ragged
@@ -18,8 +20,8 @@ struct RowView {  // [batch, tokens, heads], float32 (float64 for float64 proble
 struct RowSpace {  // rows numbered through up to three outer dimensions: row index -> element offset
   int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0};
 
-  int64_t rows() const { return size[0] * size[1] * size[2]; }
-  int64_t offset(int64_t row) const {
+  EFFOPS_HD int64_t rows() const { return size[0] * size[1] * size[2]; }
+  EFFOPS_HD int64_t offset(int64_t row) const {
     const int64_t c = row % size[2], ab = row / size[2];
     return ab / size[1] * stride[0] + ab % size[1] * stride[1] + c * stride[2];
   }
@@ -29,7 +31,7 @@ struct TokenIndices {  // int32 [batch, tokens]: positions, cache slots
   const int32_t* data = nullptr;
   int64_t batch = 0, token = 0;
 
-  int64_t of(int64_t b, int64_t t) const { return data[b * batch + t * token]; }
+  EFFOPS_HD int64_t of(int64_t b, int64_t t) const { return data[b * batch + t * token]; }
 };
 
 // Where the logical tokens of a sequence lie in a paged cache: token j in row of(b, h, j) of the pages,
@@ -39,16 +41,21 @@ struct PageTable {
   int64_t batch = 0, head = 0, entry = 1;
   int64_t page = 1;  // tokens a page
 
-  bool given() const { return data != nullptr; }
-  int64_t entry_of(int64_t b, int64_t h, int64_t i) const { return data[b * batch + h * head + i * entry]; }
+  EFFOPS_HD bool given() const { return data != nullptr; }
+  EFFOPS_HD int64_t entry_of(int64_t b, int64_t h, int64_t i) const { return data[b * batch + h * head + i * entry]; }
   // Offset in elements of token j, head apart.
-  int64_t offset(const TensorView4& pages, int64_t b, int64_t h, int64_t j) const {
+  EFFOPS_HD int64_t offset(const TensorView4& pages, int64_t b, int64_t h, int64_t j) const {
     return entry_of(b, h, j / page) * pages.batch + j % page * pages.token;
   }
 };
 
+struct CacheLimits {             // what a device kernel may rely on: places outside are absent
+  int64_t slots = 0, pages = 0;  // of a sequence; of a paged cache
+};
+
 // Offset in elements of token `slot` of a cache, paged or not.
-inline int64_t cache_offset(const TensorView4& cache, const PageTable& pages, int64_t b, int64_t h, int64_t slot) {
+EFFOPS_HD inline int64_t cache_offset(const TensorView4& cache, const PageTable& pages, int64_t b, int64_t h,
+                                      int64_t slot) {
   const int64_t token = pages.given() ? pages.offset(cache, b, h, slot) : b * cache.batch + slot * cache.token;
   return token + h * cache.head;
 }

@@ -1,10 +1,5 @@
-// attention and varlen_attention on the CPU, forward and backward.
+// attention and varlen_attention, forward and backward.
 #include "ops/attention.h"
-
-#include <cstring>
-
-#include "cpu/kernels.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
@@ -14,9 +9,10 @@ struct Inputs {
   Arg q, k, v;
   AttentionProblem p;
 
-  Inputs(const char* op, const Tensor& q_, const Tensor& k_, const Tensor& v_, bool ragged)
+  Inputs(const Backend& backend, const char* op, const Tensor& q_, const Tensor& k_, const Tensor& v_, bool ragged)
       : q(op, "q", q_), k(op, "k", k_), v(op, "v", v_) {
     p.dtype = q.dtype();
+    check_attention_dtype(backend, q);
     k.same_dtype(q).same_device(q);
     v.same_dtype(q).same_device(q);
     const int64_t at = ragged ? 0 : 1;  // where the token dimension is
@@ -42,6 +38,16 @@ struct Inputs {
     p.q = ragged ? view3(q, unconst(q.data())) : view4(q, unconst(q.data()));
     p.k = ragged ? view3(k, unconst(k.data())) : view4(k, unconst(k.data()));
     p.v = ragged ? view3(v, unconst(v.data())) : view4(v, unconst(v.data()));
+  }
+
+  AttentionLimits limits(bool ragged, std::optional<int64_t> max_q_len, std::optional<int64_t> max_kv_len) const {
+    const int64_t most_q = ragged ? q.size(0) : p.q_len, most_k = ragged ? k.size(0) : p.kv_capacity;
+    AttentionLimits l;
+    l.q_rows = ragged ? q.size(0) : 0;
+    l.k_rows = ragged ? k.size(0) : 0;
+    l.max_q_len = std::min(most_q, max_q_len.value_or(most_q));
+    l.max_kv_len = std::min(most_k, max_kv_len.value_or(most_k));
+    return l;
   }
 };
 
@@ -72,19 +78,15 @@ std::tuple<Tensor, Tensor> attention(Tensor q, Tensor k, Tensor v, OptionalTenso
                                      OptionalTensor head_windows, OptionalTensor sink_logits, double softcap,
                                      std::optional<double> scale, std::optional<int64_t> max_kv_len) {
   const char* op = "attention";
-  Inputs in(op, q, k, v, false);
+  const Backend backend(op, q);
+  Inputs in(backend, op, q, k, v, false);
   AttentionProblem& p = in.p;
   const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, kv_lens, kv_starts, causal, window, num_sinks,
                                  prefix_lens, head_windows, sink_logits, softcap, scale);
   check_lengths(op, options, p.kv_capacity, max_kv_len);
   options.apply(p);
-  Tensor out = empty({p.batch, p.q_len, p.heads, p.v_dim}, in.q.type, in.q);
-  Tensor lse = empty({p.batch, p.q_len, p.heads}, lse_type(p.dtype), in.q);
-  const Arg out_arg(op, "out", out), lse_arg(op, "lse", lse);
-  p.out = view4(out_arg, out_arg.mutable_data());
-  p.lse = rows3(lse_arg, lse_arg.mutable_data());
-  cpu::kernels().attention(p, torch_threads());
-  return {out, lse};
+  // Without kv_lens every sequence has all keys, whatever max_kv_len says.
+  return run_attention(backend, in.q, p, in.limits(false, std::nullopt, kv_lens ? max_kv_len : std::nullopt));
 }
 
 std::tuple<Tensor, Tensor> varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k,
@@ -93,26 +95,20 @@ std::tuple<Tensor, Tensor> varlen_attention(Tensor q, Tensor k, Tensor v, Tensor
                                             OptionalTensor sink_logits, double softcap, std::optional<double> scale,
                                             std::optional<int64_t> max_q_len, std::optional<int64_t> max_kv_len) {
   const char* op = "varlen_attention";
-  Inputs in(op, q, k, v, true);
+  const Backend backend(op, q);
+  Inputs in(backend, op, q, k, v, true);
   AttentionProblem& p = in.p;
   const Ragged ragged(op, in, cu_seqlens_q, cu_seqlens_k, max_q_len, max_kv_len);
   const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, std::nullopt, kv_starts, causal, window,
                                  num_sinks, prefix_lens, head_windows, sink_logits, softcap, scale);
   check_range(op, "kv_starts", options.kv_starts, 0, in.k.size(0), "M");
   options.apply(p);
-  Tensor out = empty({in.q.size(0), p.heads, p.v_dim}, in.q.type, in.q);
-  Tensor lse = empty({in.q.size(0), p.heads}, lse_type(p.dtype), in.q);
-  const Arg out_arg(op, "out", out), lse_arg(op, "lse", lse);
-  p.out = view3(out_arg, out_arg.mutable_data());
-  p.lse = rows2(lse_arg, lse_arg.mutable_data());
-  clear_unowned(out_arg, lse_arg, p.cu_q[p.batch], p.dtype);
-  cpu::kernels().attention(p, torch_threads());
-  return {out, lse};
+  return run_attention(backend, in.q, p, in.limits(true, max_q_len, max_kv_len));
 }
 
 // The shared tail of both backward ops: gradients dq, dk, dv and the sink gradient per sequence.
-std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const char* op, Inputs& in, bool ragged, const Tensor& out,
-                                                        const Tensor& lse, const Tensor& d_out,
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const Backend& backend, const char* op, Inputs& in, bool ragged,
+                                                        const Tensor& out, const Tensor& lse, const Tensor& d_out,
                                                         const OptionalTensor& d_lse) {
   AttentionProblem& p = in.p;
   const Arg o(op, "out", out), l(op, "lse", lse), g_out(op, "d_out", d_out);
@@ -148,21 +144,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const char* op, Inputs& 
     same_rows(a);
     g.d_lse = rows(a);
   }
-  auto zeros = [&](const Arg& like, TensorView4& to, const char* name) {
-    Tensor t = empty(std::vector<int64_t>(like.sizes, like.sizes + like.dim), like.type, like);
-    const Arg a(op, name, t);
-    std::memset(a.mutable_data(), 0, a.numel() * size_of(p.dtype));
-    to = view(a, a.mutable_data());
+  auto gradient = [&](const Arg& like, TensorView4& to, const char* name) {
+    char* data = nullptr;
+    Tensor t = zeros(like, name, std::vector<int64_t>(like.sizes, like.sizes + like.dim), like.type, data);
+    to = view(Arg(op, name, t), data);
     return t;
   };
-  Tensor dq = zeros(in.q, g.dq, "dq"), dk = zeros(in.k, g.dk, "dk"), dv = zeros(in.v, g.dv, "dv");
-  Tensor dsink = empty({p.sink_logits ? p.batch : 0, p.heads}, lse_type(p.dtype), in.q);
-  if (p.sink_logits) {
-    const Arg a(op, "dsink", dsink);
-    g.dsink = a.mutable_data();
-    std::memset(g.dsink, 0, a.numel() * (p.dtype == DType::f64 ? 8 : 4));
-  }
-  cpu::kernels().attention_backward(p, g, torch_threads());
+  Tensor dq = gradient(in.q, g.dq, "dq"), dk = gradient(in.k, g.dk, "dk"), dv = gradient(in.v, g.dv, "dv");
+  char* sinks = nullptr;
+  Tensor dsink = zeros(in.q, "dsink", {p.sink_logits ? p.batch : 0, p.heads}, lse_type(p.dtype), sinks);
+  g.dsink = p.sink_logits ? sinks : nullptr;
+  run_attention_backward(backend, in.q, p, g, in.limits(ragged, std::nullopt, std::nullopt));
   return {dq, dk, dv, dsink};
 }
 
@@ -173,13 +165,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(Tensor d_out, Opti
                                                               OptionalTensor head_windows, OptionalTensor sink_logits,
                                                               double softcap, std::optional<double> scale) {
   const char* op = "attention_backward";
-  Inputs in(op, q, k, v, false);
+  const Backend backend(op, q);
+  Inputs in(backend, op, q, k, v, false);
   AttentionProblem& p = in.p;
   const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, kv_lens, kv_starts, causal, window, num_sinks,
                                  prefix_lens, head_windows, sink_logits, softcap, scale);
   check_lengths(op, options, p.kv_capacity, std::nullopt);
   options.apply(p);
-  return run_backward(op, in, false, out, lse, d_out, d_lse);
+  return run_backward(backend, op, in, false, out, lse, d_out, d_lse);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
@@ -188,19 +181,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     OptionalTensor prefix_lens, OptionalTensor head_windows, OptionalTensor sink_logits, double softcap,
     std::optional<double> scale) {
   const char* op = "varlen_attention_backward";
-  Inputs in(op, q, k, v, true);
+  const Backend backend(op, q);
+  Inputs in(backend, op, q, k, v, true);
   AttentionProblem& p = in.p;
   const Ragged ragged(op, in, cu_seqlens_q, cu_seqlens_k, std::nullopt, std::nullopt);
   const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, std::nullopt, kv_starts, causal, window,
                                  num_sinks, prefix_lens, head_windows, sink_logits, softcap, scale);
   check_range(op, "kv_starts", options.kv_starts, 0, in.k.size(0), "M");
   options.apply(p);
-  return run_backward(op, in, true, out, lse, d_out, d_lse);
+  return run_backward(backend, op, in, true, out, lse, d_out, d_lse);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("varlen_attention", TORCH_BOX(&varlen_attention));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));

@@ -1,7 +1,5 @@
-// paged_attention and tree_attention on the CPU: queries over a KV cache, dense or in pages.
-#include "cpu/kernels.h"
+// paged_attention and tree_attention: queries over a KV cache, dense or in pages.
 #include "ops/attention.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
@@ -12,19 +10,24 @@ struct Cached {
   Arg q, k, v;
   Values<int32_t> cu_q;
   Tensor lens;
+  const int32_t* readable_lens = nullptr;  // for checks
+  std::vector<int32_t> host_lens;
+  PageTableArg table;
   AttentionProblem p;
-  int64_t pages = 0;
+  AttentionLimits limits;
   const char* capacity_name = "L";
 
-  Cached(const char* op, const char* k_name, const char* v_name, const Tensor& q_, const Tensor& k_, const Tensor& v_,
-         const OptionalTensor& page_table, const OptionalTensor& kv_lens, const OptionalTensor& cu_seqlens_q,
-         std::optional<int64_t> max_q_len, std::optional<int64_t> max_kv_len)
+  Cached(const Backend& backend, const char* op, const char* k_name, const char* v_name, const Tensor& q_,
+         const Tensor& k_, const Tensor& v_, const OptionalTensor& page_table, const OptionalTensor& kv_lens,
+         const OptionalTensor& cu_seqlens_q, std::optional<int64_t> max_q_len, std::optional<int64_t> max_kv_len)
       : q(op, "q", q_), k(op, k_name, k_), v(op, v_name, v_), cu_q(op, "cu_seqlens_q", cu_seqlens_q, {"B + 1", -1}, q) {
     p.dtype = q.dtype();
+    check_attention_dtype(backend, q);
     k.same_dtype(q).same_device(q);
     v.same_dtype(q).same_device(q);
     queries(op, cu_seqlens_q.has_value(), max_q_len);
     keys(op, page_table);
+    limits.max_kv_len = p.kv_capacity;
     if (kv_lens) lengths(op, *kv_lens, page_table.has_value(), max_kv_len);
   }
 
@@ -37,6 +40,7 @@ struct Cached {
       p.batch = q.size(0);
       p.q_len = q.size(1);
       p.q = view4(q, unconst(q.data()));
+      limits.max_q_len = p.q_len;
       return;
     }
     EFFOPS_CHECK(cu_q.count() > 0, op, ": cu_seqlens_q: expected shape [B + 1], got [0]");
@@ -44,6 +48,8 @@ struct Cached {
     p.batch = cu_q.count() - 1;
     p.cu_q = cu_q.get();
     p.q = view3(q, unconst(q.data()));
+    limits.q_rows = q.size(0);
+    limits.max_q_len = std::min(q.size(0), max_q_len.value_or(q.size(0)));
   }
 
   void keys(const char* op, const OptionalTensor& page_table) {
@@ -62,10 +68,11 @@ struct Cached {
                  ": expected a number of KV heads that divides H = ", p.heads, ", got G = ", p.kv_heads);
     p.kv_capacity = k.size(1);
     if (page_table) {
-      const Arg table(op, "page_table", *page_table);
-      p.pages = page_table_of(table, q, p.batch, p.kv_heads, k.size(1));
-      p.kv_capacity *= table.size(table.dim - 1);
-      pages = first;
+      const Arg entries(op, "page_table", *page_table);
+      table = PageTableArg(entries, q, p.batch, p.kv_heads, k.size(1));
+      p.pages = table.pages;
+      p.kv_capacity *= entries.size(entries.dim - 1);
+      limits.pages = first;
       capacity_name = "entries * page";
     }
     p.k = view4(k, unconst(k.data()));
@@ -84,23 +91,27 @@ struct Cached {
     lens = kv_lens;
     p.kv_lens = reinterpret_cast<const int32_t*>(contiguous_data(a, lens));
     const bool bounded = max_kv_len && *max_kv_len < p.kv_capacity;
-    const int64_t high = bounded ? *max_kv_len : p.kv_capacity;
-    for (int64_t i = 0; i < a.numel(); ++i)
-      EFFOPS_CHECK(p.kv_lens[i] >= 0 && p.kv_lens[i] <= high, op, ": kv_lens: expected values in [0, ", high, "] (",
-                   bounded ? "max_kv_len" : capacity_name, "), got ", p.kv_lens[i], " at index ", i);
+    const int64_t high = limits.max_kv_len = bounded ? *max_kv_len : p.kv_capacity;
+    if (checked_in_place(a)) {
+      readable_lens = p.kv_lens;
+    } else if (const Readable<int32_t> values{a}) {
+      for (int64_t i = 0; i < a.numel(); ++i)
+        host_lens.push_back(a.dim == 1 ? values.at(i) : values.at(i / p.kv_heads, i % p.kv_heads));
+      readable_lens = host_lens.data();
+    }
+    for (int64_t i = 0; readable_lens != nullptr && i < a.numel(); ++i)
+      EFFOPS_CHECK(readable_lens[i] >= 0 && readable_lens[i] <= high, op, ": kv_lens: expected values in [0, ", high,
+                   "] (", bounded ? "max_kv_len" : capacity_name, "), got ", readable_lens[i], " at index ", i);
   }
 
-  std::tuple<Tensor, Tensor> run(const char* op) {
-    if (p.pages.given()) check_pages(op, "page_table", p, pages);
-    const bool ragged = p.cu_q != nullptr;
-    Tensor out = empty(with_last(q, p.v_dim), q.type, q);
-    Tensor lse = empty(std::vector<int64_t>(q.sizes, q.sizes + q.dim - 1), lse_type(p.dtype), q);
-    const Arg out_arg(op, "out", out), lse_arg(op, "lse", lse);
-    p.out = ragged ? view3(out_arg, out_arg.mutable_data()) : view4(out_arg, out_arg.mutable_data());
-    p.lse = ragged ? rows2(lse_arg, lse_arg.mutable_data()) : rows3(lse_arg, lse_arg.mutable_data());
-    if (ragged) clear_unowned(out_arg, lse_arg, p.cu_q[p.batch], p.dtype);
-    cpu::kernels().attention(p, torch_threads());
-    return {out, lse};
+  // The problem as checks can read it.
+  AttentionProblem readable(const AttentionOptions& options) const {
+    AttentionProblem r = p;
+    r.cu_q = cu_q.host();
+    r.kv_lens = readable_lens;
+    r.pages = table.readable;
+    options.make_readable(r);
+    return r;
   }
 };
 
@@ -111,12 +122,28 @@ std::tuple<Tensor, Tensor> paged_attention(Tensor q, Tensor k_pages, Tensor v_pa
                                            std::optional<double> scale, std::optional<int64_t> max_q_len,
                                            std::optional<int64_t> max_kv_len) {
   const char* op = "paged_attention";
-  Cached in(op, "k_pages", "v_pages", q, k_pages, v_pages, page_table, kv_lens, cu_seqlens_q, max_q_len, max_kv_len);
+  const Backend backend(op, q);
+  Cached in(backend, op, "k_pages", "v_pages", q, k_pages, v_pages, page_table, kv_lens, cu_seqlens_q, max_q_len,
+            max_kv_len);
   const AttentionOptions options(op, in.q, in.p.batch, in.p.heads, in.p.kv_heads, std::nullopt, kv_starts, causal,
                                  window, num_sinks, prefix_lens, head_windows, sink_logits, softcap, scale);
   check_range(op, "kv_starts", options.kv_starts, 0, in.p.kv_capacity, in.capacity_name);
   options.apply(in.p);
-  return in.run(op);
+  if (backend.checks_values()) check_pages(op, "page_table", in.readable(options), in.limits.pages);
+  return run_attention(backend, in.q, in.p, in.limits);
+}
+
+// A sequence that is there has all its rows in the mask, and their keys.
+void check_trees(const char* op, const AttentionProblem& p, int64_t rows) {
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t g = 0; g < (p.lens_a_head ? p.kv_heads : 1); ++g) {
+      const Sequence s = sequence_of(p, b, g);
+      EFFOPS_CHECK(s.q_len <= rows, op, ": ancestors: expected at least ", s.q_len, " rows, those of sequence ", b,
+                   ", got ", rows);
+      EFFOPS_CHECK(s.kv_len == 0 || s.kv_len >= s.q_len, op,
+                   ": kv_lens: expected 0 or at least the tree's T = ", s.q_len, ", got ", s.kv_len, " for sequence ",
+                   b);
+    }
 }
 
 std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k, Tensor v, Tensor ancestors, OptionalTensor depths,
@@ -127,29 +154,28 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k, Tensor v, Tensor a
                                           std::optional<int64_t> max_kv_len) {
   const char* op = "tree_attention";
   EFFOPS_CHECK(kv_lens || !page_table, op, ": kv_lens: expected a tensor beside page_table, got None");
-  Cached in(op, "k", "v", q, k, v, page_table, kv_lens, cu_seqlens_q, max_q_len, max_kv_len);
+  const Backend backend(op, q);
+  Cached in(backend, op, "k", "v", q, k, v, page_table, kv_lens, cu_seqlens_q, max_q_len, max_kv_len);
   AttentionProblem& p = in.p;
   const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, std::nullopt, kv_starts, false, window,
                                  num_sinks, std::nullopt, head_windows, sink_logits, softcap, scale);
   check_range(op, "kv_starts", options.kv_starts, 0, p.kv_capacity, in.capacity_name);
-  const TreeMask mask(in.q, ancestors, depths, p);
+  const TreeMask mask(in.q, ancestors, depths, p, in.cu_q.host());
+  in.limits.max_q_len = std::min(in.limits.max_q_len, mask.tokens());
   options.apply(p);
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t g = 0; g < (p.lens_a_head ? p.kv_heads : 1); ++g) {
-      const Sequence s = sequence_of(p, b, g);
-      EFFOPS_CHECK(s.q_len <= mask.tokens(), op, ": ancestors: expected at least ", s.q_len,
-                   " rows, those of sequence ", b, ", got ", mask.tokens());
-      EFFOPS_CHECK(s.kv_len == 0 || s.kv_len >= s.q_len, op,
-                   ": kv_lens: expected 0 or at least the tree's T = ", s.q_len, ", got ", s.kv_len, " for sequence ",
-                   b);
-    }
+  if (backend.checks_values()) {
+    AttentionProblem r = in.readable(options);
+    check_trees(op, r, mask.tokens());
+    r.tree = mask.readable();
+    if (p.pages.given()) check_pages(op, "page_table", r, in.limits.pages);
+  }
   p.tree = mask.get();
-  return in.run(op);
+  return run_attention(backend, in.q, p, in.limits);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("paged_attention", TORCH_BOX(&paged_attention));
   m.impl("tree_attention", TORCH_BOX(&tree_attention));
 }

@@ -113,7 +113,7 @@ class Pass {
     p.scale = 1.0 / std::sqrt(static_cast<double>(dim));
     EFFOPS_CHECK(ancestors || !depths, op, ": depths: expected none without ancestors, got a tensor");
     if (ancestors) {
-      mask.emplace(a, *ancestors, depths, p);
+      mask.emplace(a, *ancestors, depths, p, nullptr);
       p.tree = mask->get();
       for (int64_t b = 0; b < batch; ++b)
         EFFOPS_CHECK(lens.get()[b] == 0 || lens.get()[b] >= tokens, op,
@@ -294,6 +294,7 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
                      Tensor slots, Tensor kv_lens, double norm_eps, int64_t window, std::optional<int64_t> max_kv_len,
                      OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths) {
   const char* op = "decoder_layer";
+  const Backend backend(op);
   const Arg k(op, "k_cache", k_cache), v(op, "v_cache", v_cache);
   Pass pass(op, "x", x, qkv, k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors,
             depths, "window");
@@ -350,6 +351,7 @@ std::tuple<Tensor, Tensor> decoder(Tensor tokens, Tensor embedding, Tensors atte
                                    std::optional<int64_t> max_kv_len, OptionalTensor page_table,
                                    OptionalTensor ancestors, OptionalTensor depths) {
   const char* op = "decoder";
+  const Backend backend(op);
   const Tensor x = embed(op, tokens, embedding);
   const Arg all_k(op, "k_cache", k_cache), all_v(op, "v_cache", v_cache);
   const char* layout = page_table ? "[layers, P, page, G, D]" : "[layers, B, L, G, D]";

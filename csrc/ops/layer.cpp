@@ -1,15 +1,15 @@
-// rms_norm and silu_mul on the CPU.
+// rms_norm and silu_mul.
 #include "ops/layer.h"
 
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/kernels.h"
-#include "ops/threads.h"
+#include "ops/backend.h"
 
 namespace effops::ops {
 
 Tensor rms_norm(Tensor x, Tensor weight, double eps, double weight_offset) {
   const char* op = "rms_norm";
+  const Backend backend(op, x);
   Arg a(op, "x", x), w(op, "weight", weight);
   RmsNormProblem p;
   p.dtype = a.dtype();
@@ -32,12 +32,13 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps, double weight_offset) {
   p.y = Arg(op, "y", y).mutable_data();
   p.eps = eps;
   p.weight_offset = weight_offset;
-  cpu::kernels().rms_norm(p, torch_threads());
+  backend.run(&cpu::Kernels::rms_norm, &DeviceLibrary::rms_norm, p);
   return y;
 }
 
 Tensor silu_mul(Tensor x) {
   const char* op = "silu_mul";
+  const Backend backend(op, x);
   Arg a(op, "x", x);
   SiluMulProblem p;
   p.dtype = a.dtype();
@@ -51,11 +52,11 @@ Tensor silu_mul(Tensor x) {
   Tensor y = empty(with_last(a, p.dim), a.type, a);
   p.x = a.data();
   p.y = Arg(op, "y", y).mutable_data();
-  cpu::kernels().silu_mul(p, torch_threads());
+  backend.run(&cpu::Kernels::silu_mul, &DeviceLibrary::silu_mul, p);
   return y;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("silu_mul", TORCH_BOX(&silu_mul));
 }

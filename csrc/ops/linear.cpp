@@ -1,9 +1,8 @@
 // packed_linear on the CPU.
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/kernels.h"
+#include "ops/backend.h"
 #include "ops/layer.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
@@ -28,6 +27,7 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor norm,
                      double norm_eps, bool gated) {
   const char* op = "packed_linear";
+  const Backend backend(op);
   Arg a(op, "x", x), w(op, "weight", weight);
   LinearProblem p;
   p.dtype = a.dtype();

@@ -6,9 +6,8 @@
 
 #include "common/sampling_problem.h"
 #include "common/team.h"
-#include "cpu/kernels.h"
+#include "ops/backend.h"
 #include "ops/layer.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
@@ -69,6 +68,7 @@ Tensor states(const Heads& m, const Arg& like, const char* hidden, const char* e
 Tensor medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Tensor weight, Tensor bias,
                     OptionalTensor projections, OptionalTensor roots, OptionalTensor embedding, Tensor lm_head,
                     OptionalTensor vocabulary) {
+  const Backend backend(op);
   const Arg h(op, "hidden", hidden), r(op, "root", root), w(op, "weight", weight), c(op, "bias", bias),
       l(op, "lm_head", lm_head);
   h.dtype();

@@ -1,16 +1,18 @@
-#include "ops/merge.h"
-
+// merge_states.
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/kernels.h"
-#include "ops/threads.h"
+#include "ops/backend.h"
 
 namespace effops::ops {
+namespace {
 
-MergeCall::MergeCall(Tensor outs_, Tensor lses_)
-    : outs(torch::stable::contiguous(outs_)), lses(torch::stable::contiguous(lses_)) {
+std::tuple<Tensor, Tensor> merge_states(Tensor outs, Tensor lses) {
   const char* op = "merge_states";
+  const Backend backend(op, outs);
+  outs = torch::stable::contiguous(outs);
+  lses = torch::stable::contiguous(lses);
   const Arg o(op, "outs", outs), l(op, "lses", lses);
+  MergeProblem p;
   p.dtype = o.dtype();
   const bool wide = p.dtype == DType::f64;
   l.is(wide ? type_of(DType::f64) : type_float32(), wide ? "float64" : "float32").same_device(o);
@@ -20,25 +22,18 @@ MergeCall::MergeCall(Tensor outs_, Tensor lses_)
   p.parts = o.size(0);
   p.dim = o.size(o.dim - 1);
   p.rows = l.numel() / p.parts;
-  device_index = o.device_index;
-  out = empty(std::vector<int64_t>(o.sizes + 1, o.sizes + o.dim), o.type, o);
-  lse = empty(std::vector<int64_t>(l.sizes + 1, l.sizes + l.dim), l.type, l);
+  Tensor out = empty(std::vector<int64_t>(o.sizes + 1, o.sizes + o.dim), o.type, o);
+  Tensor lse = empty(std::vector<int64_t>(l.sizes + 1, l.sizes + l.dim), l.type, l);
   p.outs = o.data();
   p.lses = l.data();
   p.out = Arg(op, "out", out).mutable_data();
   p.lse = Arg(op, "lse", lse).mutable_data();
-}
-
-namespace {
-
-std::tuple<Tensor, Tensor> merge_states(Tensor outs, Tensor lses) {
-  MergeCall call(outs, lses);
-  cpu::kernels().merge_states(call.p, torch_threads());
-  return {call.out, call.lse};
+  backend.run(&cpu::Kernels::merge_states, &DeviceLibrary::merge_states, p);
+  return {out, lse};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) { m.impl("merge_states", TORCH_BOX(&merge_states)); }
+EFFOPS_ON_EVERY_BACKEND(m) { m.impl("merge_states", TORCH_BOX(&merge_states)); }
 
 }  // namespace effops::ops

@@ -1,9 +1,7 @@
-// rotary and rotary_append on the CPU.
+// rotary and rotary_append.
 #include <torch/csrc/stable/ops.h>
 
-#include "cpu/kernels.h"
 #include "ops/cache.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 
@@ -16,6 +14,7 @@ Angles angles_of(const Arg& like, int64_t batch, int64_t tokens, int64_t dim, Te
   check_shape(s, {{"P", c.size(0)}, {"R/2", c.size(1)}});
   Angles angles;
   angles.half = c.size(1);
+  angles.rows = c.size(0);
   EFFOPS_CHECK(2 * angles.half <= dim, like.op, ": cos: expected R/2 up to D/2 = ", dim / 2, ", got shape ", c.shape());
   angles.positions = token_indices(Arg(like.op, "positions", positions), like, batch, tokens, 0, c.size(0));
   for (auto [arg, tensor] : {std::pair(&c, &cos), std::pair(&s, &sin)}) {
@@ -40,6 +39,7 @@ Arg with_contiguous_rows(const char* op, const char* name, Tensor& x) {
 
 Tensor rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) {
   const char* op = "rotary";
+  const Backend backend(op, x);
   Arg a(op, "x", x);
   RotaryProblem p;
   p.dtype = a.dtype();
@@ -54,13 +54,14 @@ Tensor rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) {
   Tensor y = empty(with_last(a, p.dim), a.type, a);
   p.x = a.data();
   p.y = Arg(op, "y", y).mutable_data();
-  cpu::kernels().rotary(p, torch_threads());
+  backend.run(&cpu::Kernels::rotary, &DeviceLibrary::rotary, p);
   return y;
 }
 
 Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache, Tensor slots,
                      OptionalTensor page_table) {
   const char* op = "rotary_append";
+  const Backend backend(op, qkv);
   Arg a(op, "qkv", qkv);
   const Arg kc(op, "k_cache", k_cache), vc(op, "v_cache", v_cache);
   RotaryAppendProblem p;
@@ -78,6 +79,7 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tenso
   EFFOPS_CHECK(p.heads >= 0, op, ": k_cache: expected G up to ", a.size(2) / 2, " for qkv ", a.shape(), ", got shape ",
                kc.shape());
   p.pages = cache.pages;
+  p.limits = cache.limits();
   p.slots = slots_of(Arg(op, "slots", slots), a, cache, p.batch, p.tokens);
   p.angles = angles_of(a, a.size(0), a.size(1), p.dim, cos, sin, positions);
   a = with_contiguous_rows(op, "qkv", qkv);
@@ -89,13 +91,13 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Tenso
   p.v = {vc.mutable_data(), vc.stride(0), vc.stride(1), vc.stride(2), p.dim == 1 ? 1 : vc.stride(3)};
   Tensor q = empty({p.batch, p.tokens, p.heads, p.dim}, a.type, a);
   p.q = Arg(op, "q", q).mutable_data();
-  cpu::kernels().rotary_append(p, torch_threads());
+  backend.run(&cpu::Kernels::rotary_append, &DeviceLibrary::rotary_append, p);
   return q;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("rotary", TORCH_BOX(&rotary));
   m.impl("rotary_append", TORCH_BOX(&rotary_append));
 }

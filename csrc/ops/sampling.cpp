@@ -1,13 +1,11 @@
-// sample and sampling_probs on the CPU.
+// sample and sampling_probs.
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <limits>
 
-#include "common/sampling_problem.h"
-#include "cpu/kernels.h"
+#include "ops/flaw_word.h"
 #include "ops/sampling.h"
-#include "ops/threads.h"
 
 namespace effops::ops {
 namespace {
@@ -41,10 +39,17 @@ SamplingProblem problem_of(const char* op, const char* name, Tensor& logits, dou
   return p;
 }
 
-void run(const char* op, const char* name, SamplingProblem& p) {
+void run(const Backend& backend, const Arg& logits, SamplingProblem& p) {
+  const char *op = logits.op, *name = logits.name;
   FlawedRow flawed;
-  p.flawed = &flawed;
-  cpu::kernels().sampling(p, torch_threads());
+  if (backend.device()) {
+    const FlawWord word(backend, logits);
+    backend.launch(&DeviceLibrary::sampling, p, word.data());
+    if (const std::optional<int64_t> flaw = word.read()) flawed.first = *flaw;
+  } else {
+    p.flawed = &flawed;
+    cpu::kernels().sampling(p, torch_threads());
+  }
   EFFOPS_CHECK(!flawed.any(), op, ": ", name, ": expected a number and no NaN or inf in each row, got ",
                flawed.flaw() == RowFlaw::nan        ? "NaN"
                : flawed.flaw() == RowFlaw::infinite ? "inf"
@@ -55,6 +60,7 @@ void run(const char* op, const char* name, SamplingProblem& p) {
 Tensor sample(Tensor logits, std::optional<Tensor> uniforms, double temperature, int64_t top_k, double top_p,
               double min_p) {
   const char* op = "sample";
+  const Backend backend(op, logits);
   SamplingProblem p = problem_of(op, "logits", logits, temperature, top_k, top_p, min_p);
   const Arg a(op, "logits", logits);
   const std::vector<int64_t> outer(a.sizes, a.sizes + a.dim - 1);
@@ -67,38 +73,40 @@ Tensor sample(Tensor logits, std::optional<Tensor> uniforms, double temperature,
                  ": uniforms: expected the shape of logits ", a.shape(), " without its last dimension, got shape ",
                  u.shape());
     p.uniforms = reinterpret_cast<const double*>(contiguous_data(u, *uniforms));
-    for (int64_t row = 0; row < u.numel(); ++row)
-      EFFOPS_CHECK(p.uniforms[row] >= 0 && p.uniforms[row] < 1, op, ": uniforms: expected values in [0, 1), got ",
-                   p.uniforms[row], " in row ", row);
+    const Readable<double> values{Arg(op, "uniforms", *uniforms)};
+    for (int64_t row = 0; values && row < u.numel(); ++row)
+      EFFOPS_CHECK(values.data()[row] >= 0 && values.data()[row] < 1, op, ": uniforms: expected values in [0, 1), got ",
+                   values.data()[row], " in row ", row);
   }
   Tensor tokens = empty(outer, aoti_torch_dtype_int64(), a);
   p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
-  run(op, "logits", p);
+  run(backend, a, p);
   return tokens;
 }
 
 Tensor sampling_probs(Tensor logits, double temperature, int64_t top_k, double top_p, double min_p) {
   const char* op = "sampling_probs";
+  const Backend backend(op, logits);
   SamplingProblem p = problem_of(op, "logits", logits, temperature, top_k, top_p, min_p);
   const Arg a(op, "logits", logits);
   Tensor probs = empty(with_last(a, p.size), type_of(p.dtype == DType::f64 ? DType::f64 : DType::f32), a);
   p.probs = Arg(op, "probs", probs).mutable_data();
-  run(op, "logits", p);
+  run(backend, a, p);
   return probs;
 }
 
 }  // namespace
 
-Tensor greedy_tokens(const char* op, const char* name, Tensor logits) {
+Tensor greedy_tokens(const Backend& backend, const char* op, const char* name, Tensor logits) {
   SamplingProblem p = problem_of(op, name, logits, 0, 0, 1, 0);
   const Arg a(op, name, logits);
   Tensor tokens = empty(std::vector<int64_t>(a.sizes, a.sizes + a.dim - 1), type_int64(), a);
   p.tokens = reinterpret_cast<int64_t*>(Arg(op, "tokens", tokens).mutable_data());
-  run(op, name, p);
+  run(backend, a, p);
   return tokens;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) {
+EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("sampling_probs", TORCH_BOX(&sampling_probs));
 }

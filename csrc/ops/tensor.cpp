@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "ops/backend.h"
+
 namespace effops::ops {
 
 Arg::Arg(const char* op_, const char* name_, const Tensor& t) : op(op_), name(name_), handle(t.get()) {
@@ -23,15 +25,39 @@ int64_t Arg::numel() const {
   return n;
 }
 
+namespace {
+
+// From the first to the last element.
+int64_t extent_bytes(const Arg& a) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < a.dim; ++i) {
+    if (a.size(i) == 0) return 0;
+    last += (a.size(i) - 1) * a.stride(i);
+  }
+  const int32_t type = a.type;
+  const bool wide = type == aoti_torch_dtype_float64() || type == aoti_torch_dtype_int64();
+  const bool half = type == aoti_torch_dtype_float16() || type == aoti_torch_dtype_bfloat16();
+  return (last + 1) * (wide ? 8 : half ? 2 : type == aoti_torch_dtype_uint8() ? 1 : 4);
+}
+
+void note_memory(const Arg& a, const void* data, bool writable) {
+  Backend* const backend = Backend::current();
+  if (backend != nullptr && backend->notes_memory()) backend->note({a.name, data, extent_bytes(a), writable});
+}
+
+}  // namespace
+
 const char* Arg::data() const {
   const void* p = nullptr;
   torch_get_const_data_ptr(handle, &p);
+  note_memory(*this, p, false);
   return static_cast<const char*>(p);
 }
 
 char* Arg::mutable_data() const {
   void* p = nullptr;
   torch_get_mutable_data_ptr(handle, &p);
+  note_memory(*this, p, true);
   return static_cast<char*>(p);
 }
 
@@ -145,29 +171,6 @@ Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype, const Arg& lik
 Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype, const Arg& like) {
   EFFOPS_CHECK(sizes.size() <= 8, like.op, ": ", like.name, ": expected at most 8 dimensions, got ", sizes.size());
   return empty_strided(sizes.data(), static_cast<int64_t>(sizes.size()), dtype, like);
-}
-
-void check_range(const char* op, const char* name, const Values<int32_t>& values, int64_t low, int64_t high,
-                 const char* high_name) {
-  for (int64_t i = 0; i < values.count(); ++i) {
-    const int64_t v = values.get()[i];
-    EFFOPS_CHECK(v >= low && v <= high, op, ": ", name, ": expected values in [", low, ", ", high, "] (", high_name,
-                 "), got ", v, " at index ", i);
-  }
-}
-
-TokenIndices token_indices(const Arg& indices, const Arg& like, int64_t batch, int64_t tokens, int64_t low,
-                           int64_t end) {
-  indices.is(type_int32(), "int32").same_device(like);
-  check_shape(indices, {{"B", batch}, {"T", tokens}});
-  const TokenIndices all{reinterpret_cast<const int32_t*>(indices.data()), indices.stride(0), indices.stride(1)};
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t v = all.of(b, t);
-      EFFOPS_CHECK(v >= low && v < end, indices.op, ": ", indices.name, ": expected values in [", low, ", ", end,
-                   "), got ", v, " at index [", b, ", ", t, "]");
-    }
-  return all;
 }
 
 bool row_space(const Arg& x, RowSpace& rows) {

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from effops._backends import device_kernel
+
 _LIKE_ATTENTION = ("paged_attention", "tree_attention")
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 _DIFFERENTIABLE = "gradient: tiled recompute in the compute type, through out and lse"
@@ -50,7 +52,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         inspect.signature(_attention if op in _LIKE_ATTENTION else _EXPLAINED[op]).bind(dtype=dtype, **named)
     except TypeError as error:
         raise ValueError(f"explain: {op}: {error}") from None
-    return f"op: {op}\ndtype: {dtype}\n{_EXPLAINED[op](dtype=dtype, **sizes)}"
+    path = _EXPLAINED[op](dtype=dtype, **sizes)
+    return f"op: {op}\ndtype: {dtype}\n{path}\ndevice_kernel: {device_kernel(op, dtype)}"
 
 
 def _host() -> ModuleType:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend import sized
 from effops import ops
 from effops.reference.bounds import attention_bound
 from hypothesis import given
@@ -16,7 +17,7 @@ from strategies.layouts import heads_major
 from strategies.values import DTYPES, KINDS, int32, normal, values
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 
 def worst(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> float:
@@ -34,7 +35,8 @@ def test_any_call(dtype, data):
 
 
 # Keys a tile 64; rows that stream 16 up to D = 64 and 40 beyond, in groups of 8 or 4, .., then 2 or 1; rows a block
-# 96; tiles a split 16 while streaming, 64 in blocks of up to 512 rows.
+# 96; tiles a split 16 while streaming, 64 in blocks of up to 512 rows. On devices 16 rows stream, blocks have 64
+# (float32: 16), and a split 4 tiles or more, up to 64 splits while streaming, 16 in blocks.
 SHAPES = {  # T, L, H, G, D, Dv
     "one key": (1, 1, 1, 1, 64, 64),
     "a tile less one": (1, 63, 2, 1, 64, 64),
@@ -55,6 +57,8 @@ SHAPES = {  # T, L, H, G, D, Dv
     "two splits of a block": (17, 4200, 1, 1, 16, 16),
     "512 rows in splits": (128, 4100, 4, 1, 8, 8),
     "516 rows without splits": (129, 4100, 4, 1, 8, 8),
+    "two blocks of 64 rows, two splits": (20, 330, 8, 2, 64, 64),
+    "more than 64 splits of four tiles": (1, 17000, 2, 1, 8, 8),
     "widest": (2, 70, 2, 1, 256, 256),
     "narrowest": (2, 70, 2, 1, 1, 1),
     "D above Dv": (20, 70, 2, 1, 200, 3),
@@ -75,7 +79,7 @@ def test_where_the_schedule_changes(dtype, shape, causal):
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masks_over_many_tiles_and_splits(dtype, tokens):
-    q = normal(3, tokens, 6, 32, dtype=DTYPES[dtype])
+    q = normal(3, tokens if tokens < 40 else sized(40, 7), 6, 32, dtype=DTYPES[dtype])
     k, v = (normal(3, 4500, 2, d, dtype=q.dtype, seed=d) for d in (32, 24))
     options = {"kv_lens": int32(4500, 4100, 1100), "kv_starts": int32(0, 70, 1), "causal": True}
     assert worst(q, k, v, **options, window=3000, num_sinks=100) <= 1

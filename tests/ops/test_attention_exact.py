@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from backend import sized
 from effops import ops, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from strategies.layouts import LAYOUTS
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 
 def allowed(tokens: int, capacity: int, kv_heads: int, batch: int, **options: Any) -> Tensor:
@@ -29,7 +31,7 @@ def allowed(tokens: int, capacity: int, kv_heads: int, batch: int, **options: An
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=100)
+@settings(max_examples=sized(100, 15))
 @given(data=st.data())
 def test_the_mask_itself(dtype, data):
     """All scores 0 and value j the j-th unit vector: the output is the mask divided by its count."""
@@ -39,7 +41,26 @@ def test_the_mask_itself(dtype, data):
     options |= {name: data.draw(lengths(batch, capacity)) for name in ("kv_lens", "kv_starts")}
     sink = data.draw(st.booleans())
     place = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))]
+    check_mask(dtype, batch, kv_heads, group, tokens, capacity, options, sink, place)
 
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("tokens", [2, 20])
+def test_the_mask_at_the_edges_of_tiles(tokens, group, dtype):
+    """The first row stands one key before the end of a tile, at it and behind it; a window leaves a few sinks apart."""
+    none: dict[str, Any] = {"kv_lens": None, "kv_starts": None, "prefix_lens": None}
+    for first in (15, 30, 31, 62, 63, 64, 126):
+        for options in ({"causal": True}, {"causal": True, "window": 64}, {"window": 3, "num_sinks": 1}):
+            check_mask(dtype, 1, 1, group, tokens, first + tokens, {"causal": False} | none | options)
+    for capacity in (3, 5, 70):
+        check_mask(dtype, 1, 1, group, tokens, capacity, {"causal": False, "window": 1, "num_sinks": 1} | none)
+
+
+def check_mask(
+    dtype: str, batch: int, kv_heads: int, group: int, tokens: int, capacity: int, options: dict[str, Any],
+    sink: bool = False, place: Callable[[Tensor], Tensor] = lambda x: x,
+) -> None:  # fmt: skip
     seen = allowed(tokens, capacity, kv_heads, batch, **options).repeat_interleave(group, 2)
     count = seen.sum(-1, keepdim=True) + (1 if sink else 0)
     wide = torch.float64 if dtype == "f64" else torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backend import NAME, cpu_only
 from effops import ops
 from effops.reference.gradient_bounds import attention_gradient_bound
 from hypothesis import given
@@ -13,6 +14,8 @@ from strategies.attention import Case, dense, offsets
 from strategies.layouts import LAYOUTS
 from strategies.values import DTYPES, int32, normal, same_bits, values
 from torch import Tensor
+
+pytestmark = pytest.mark.attention
 
 OPTIONS = {
     "plain": {},
@@ -40,7 +43,7 @@ def gradients(case: Case, seed: int, through_lse: bool = True) -> tuple[list[Ten
 
 def worst(case: Case, seed: int = 7, through_lse: bool = True) -> float:
     got, d_out, d_lse = gradients(case, seed, through_lse)
-    exact = attention_gradient_bound(d_out, d_lse, *case.tensors, **case.options)
+    exact = attention_gradient_bound(d_out, d_lse, *case.tensors, rounded_weights=NAME != "cpu", **case.options)
     return max(exact[name].worst(x) for name, x in zip(("q", "k", "v", "sink_logits"), got, strict=False))
 
 
@@ -137,6 +140,7 @@ def test_merge_gradients(dtype):
     torch.testing.assert_close(d_lses.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@cpu_only("attention has no float64 kernel there")
 @pytest.mark.parametrize("through", ["out", "lse", "both"])
 @pytest.mark.parametrize("sinks", [False, True], ids=["no sinks", "sinks"])
 @pytest.mark.parametrize("options", OPTIONS)
@@ -154,6 +158,7 @@ def test_finite_differences(options, sinks, through):
     assert torch.autograd.gradcheck(lambda *x: call(*x, *inputs[3:]), smooth)
 
 
+@cpu_only("attention has no float64 kernel there")
 @pytest.mark.parametrize("options", ["plain", "window", "prefix", "softcap"])
 def test_finite_differences_of_ragged_attention(options):
     q, k, v = (normal(n, h, d, dtype=torch.float64, seed=n + d).requires_grad_()

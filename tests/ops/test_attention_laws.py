@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend import cpu_only
 from effops import ops
 from effops.reference.bounds import attention_bound
 from hypothesis import given
@@ -15,7 +16,7 @@ from strategies.layouts import LAYOUTS
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 Result = tuple[Tensor, Tensor]
 
@@ -59,6 +60,7 @@ def test_batch_composition_does_not_matter(dtype, data):
         assert same(chosen(rows), (whole[0][rows], whole[1][rows]))
 
 
+@cpu_only("torch's threads take no part in device kernels")
 @pytest.mark.parametrize("tokens", [1, 3, 20, 150])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_thread_count_does_not_matter(dtype, tokens):

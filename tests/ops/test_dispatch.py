@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend import sized
 from calls import CALLS, OPS, name_of, run
 from effops import ops
 from strategies.values import int32, normal, same_bits
@@ -121,7 +122,7 @@ def test_two_python_threads():
 
     def repeat(which: int) -> None:
         try:
-            for _ in range(10):
+            for _ in range(sized(10, 1)):
                 if not all(same_bits(a, b) for a, b in zip(work(which + 1), expected[which], strict=True)):
                     wrong.append(which)
         except Exception as error:

@@ -136,6 +136,7 @@ def test_nothing_is_read_past_the_end(op):
     assert all(same_bits(a, b) for a, b in zip(run(op, call), plain, strict=True))
 
 
+@pytest.mark.attention
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_unreadable_pages_behind_every_size(dtype):
     place = LAYOUTS["guarded"]

@@ -91,6 +91,7 @@ def merged(q: Tensor, k: Tensor, v: Tensor, cuts: list[slice], parts: list[dict[
     return max(i.worst(x) for i, x in zip(intervals, ops.merge_states(outs, lses), strict=True))
 
 
+@pytest.mark.attention
 @pytest.mark.parametrize("tokens", [1, 3, 30])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_split_keys_merge_to_the_whole(dtype, tokens):
@@ -108,6 +109,7 @@ def test_split_keys_merge_to_the_whole(dtype, tokens):
     assert merged(q, k, v, [slice(0, 100), slice(100, 300)], parts, kv_lens=lens) <= 1
 
 
+@pytest.mark.attention
 @pytest.mark.parametrize("tokens", [1, 30])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exactly_one_part_carries_the_sink(dtype, tokens):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend import sized
 from effops import ops
 from effops.reference.bounds import paged_attention_bound
 from hypothesis import given
@@ -14,7 +15,7 @@ from strategies.cached import OUT_OF_RANGE, paged
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 
 def attend(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def test_the_bits_of_the_dense_op(dtype, page, tokens):
     masks: list[dict[str, Any]] = [{}, {"window": 130, "num_sinks": 9}, {"kv_starts": int32(3, 70), "softcap": 3.0}]
     for options in masks:
         expected = ops.attention(q, k, v, kv_lens=lens, causal=True, return_lse=True, **options)
-        for seed in (0, 1):
+        for seed in range(sized(2, 1)):
             (k_pages, table), (v_pages, _) = in_pages(k, page, seed), in_pages(v, page, seed)
             assert same(attend(q, k_pages, v_pages, table, lens, causal=True, **options), expected)
 

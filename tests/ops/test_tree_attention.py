@@ -14,7 +14,7 @@ from strategies.cached import ancestor_bits, random_parents, trees
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 
 def attend(*tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

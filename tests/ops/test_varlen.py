@@ -12,7 +12,7 @@ from strategies.attention import Case, offsets, ragged
 from strategies.values import DTYPES, int32, normal, same_bits
 from torch import Tensor
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.attention]
 
 
 def attend(case: Case) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from backend import sized
 from effops import ops, reference
 from effops.reference import speculative as rules
 from hypothesis import assume, given, settings
@@ -80,7 +81,7 @@ def test_siblings_in_another_order(data):
 
 
 @pytest.mark.parametrize("siblings", ["iid", "without_replacement", "deterministic"])
-@settings(max_examples=200)
+@settings(max_examples=sized(200, 40))
 @given(data=st.data())
 def test_rejection(siblings, data):
     """Against the rule in fractions, where no decision is nearer than EPS."""

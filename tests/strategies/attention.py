@@ -12,7 +12,7 @@ from torch import Tensor
 from strategies.layouts import LAYOUTS
 from strategies.values import KINDS, int32, values
 
-LENGTHS = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 150)
+LENGTHS = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 150, 300)
 TOKENS = (1, 1, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 0)
 DIMS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 40, 48, 63, 64, 65, 80, 96, 100, 128, 129, 192, 255, 256)
 GROUPS = (1, 2, 3, 4, 5, 7, 8)

@@ -14,7 +14,7 @@ from strategies.layouts import LAYOUTS
 from strategies.values import KINDS, int32, values
 
 PAGES = (1, 2, 3, 8, 16, 17, 64, 100)
-LENGTHS = (0, 1, 3, 16, 33, 63, 64, 65, 129, 150)
+LENGTHS = (0, 1, 3, 16, 33, 63, 64, 65, 129, 150, 300)
 TOKENS = (1, 1, 2, 3, 5, 8, 17, 33, 66)
 OUT_OF_RANGE = 2**31 - 1
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from effops import __version__, _library
+from effops import __version__, _backends, _library
 
 # A damaged library can take its process down (a truncated file raises SIGBUS), so a child loads it and answers line by
 # line; what came before its end still counts.
@@ -82,7 +82,9 @@ def collect() -> dict[str, Any]:
             "forced_isa": os.environ.get("EFFOPS_CPU_ISA") or None,
             "error": host["error"],
         },
-        "gpu_ops": {"merge_states": NEVER_RUN},
+        "backend": _backends.chosen(),
+        "gpu_ops": dict.fromkeys(_backends.WITH_DEVICE_KERNEL, NEVER_RUN),
+        "cpu_only_ops": list(_backends.WITHOUT_DEVICE_KERNEL),
         "peers": {name: _peer(*where) for name, where in PEERS.items()},
     }
 
@@ -147,7 +149,9 @@ def as_text(report: dict[str, Any]) -> str:
         "  torch headers": build.get("torch_headers", "?"),
         "  CUDA kernels": build.get("cuda") or "not built",
         "  CPU ISAs": f"{', '.join(host['isas'] or ['?'])}; chosen: {host['isa'] or '?'}{forced}",
-        "GPU kernels": "; ".join(f"{name}: {state}" for name, state in report["gpu_ops"].items()),
+        "backend": f"{report['backend']} (of CPU tensors; EFFOPS_BACKEND=simt: the CUDA kernels on the host)",
+        "  without it": f"{', '.join(report['cpu_only_ops'])}: the CPU's kernels whatever it is",
+        "GPU kernels": f"{', '.join(report['gpu_ops'])}: {NEVER_RUN}",
         "peers": ", ".join(f"{name} {version or 'n/a'}" for name, version in report["peers"].items()),
     }
     return "\n".join(f"{name + ':':<17}{value}" for name, value in lines.items())

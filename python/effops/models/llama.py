@@ -17,6 +17,7 @@ from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
 from effops.models.weights import DecoderWeights
 from effops.nn import MLP, Attention, DecoderLayer, Linear, RMSNorm, Rope, RotaryEmbedding
+from effops.nn.functional import has_fused_layers
 
 
 class Llama(nn.Module):
@@ -173,7 +174,7 @@ class Llama(nn.Module):
             with torch.no_grad():
                 return self.step(tokens, cache, lengths=lengths, tree=tree)
         weights = None
-        if type(cache) is DenseKVCache or type(cache) is PagedKVCache:
+        if (type(cache) is DenseKVCache or type(cache) is PagedKVCache) and has_fused_layers(tokens):
             weights = self._whole.get()
         if weights is None or weights[0].dtype is torch.float64:
             hidden = self.hidden_states(tokens, cache, lengths=lengths, tree=tree)

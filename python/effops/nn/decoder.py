@@ -11,6 +11,7 @@ from effops import ops
 from effops.cache import DenseLayer, LayerCache, PagedLayer, Step
 from effops.nn.attention import Attention, Rope
 from effops.nn.basic import MLP, Linear, RMSNorm
+from effops.nn.functional import has_fused_layers
 
 
 class DecoderLayer(nn.Module):
@@ -45,6 +46,7 @@ class DecoderLayer(nn.Module):
                 (type(cache) is DenseLayer or type(cache) is PagedLayer)
                 and step is not None
                 and not torch.is_grad_enabled()
+                and has_fused_layers(x)
             ):
                 weights = self._weights()
                 if weights is not None and x.dtype is not torch.float64:

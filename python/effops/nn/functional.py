@@ -1,8 +1,9 @@
 """The layer functions that the modules call: our fused op, or torch's own where our op does not apply.
 
 Our layer ops have no gradient and no float64 form. So where an input requires grad (and grad mode is on),
-or the input is float64, these functions compute the same thing with torch's own operators. That choice is
-made here and nowhere else; ``effops.ops`` itself never falls back.
+or the input is float64, these functions compute the same thing with torch's own operators. The fused linear layer
+and the ops of a whole layer are the CPU's: on a device a step is made of its parts, torch's GEMM among them. These
+choices are made here and nowhere else; ``effops.ops`` itself never falls back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effops import ops
+from effops import _backends, ops
+
+_ON_HOST = _backends.chosen() == "cpu"  # where CPU tensors are computed
+
+
+def has_fused_layers(x: Tensor) -> bool:
+    """Whether ``packed_linear``, ``decoder_layer`` and ``decoder`` serve this tensor."""
+    return _ON_HOST and x.is_cpu
 
 
 def takes_torch_path(x: Tensor, *others: Tensor | None) -> bool:
@@ -40,6 +48,10 @@ def linear(
         if gated:
             x = silu_mul(x)
         y = F.linear(x, weight, bias)
+        return y if residual is None else y + residual
+    if not has_fused_layers(x):
+        x = x if norm is None else ops.rms_norm(x, norm, norm_eps)
+        y = F.linear(ops.silu_mul(x) if gated else x, weight, bias)
         return y if residual is None else y + residual
     return ops.packed_linear(x, weight, bias, residual=residual, norm=norm, norm_eps=norm_eps, gated=gated)
 

@@ -21,7 +21,14 @@ from effops.reference.bounds import (
 
 
 def attention_gradient_bound(
-    d_out: Tensor, d_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, **options: Any
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rounded_weights: bool = False,
+    **options: Any,
 ) -> dict[str, Interval]:
     """Gradients of ``attention`` by name (q, k, v and, if given, sink_logits) for d_out [B,T,H,Dv], d_lse [B,T,H].
 
@@ -33,6 +40,8 @@ def attention_gradient_bound(
     - the slope of the softcap, 1 - (s / cap)^2, is off by at most 2 lse_error / cap;
     - dS = p (dP - delta) slope scale is then off by p scale (a kappa + 2 <|dO|, out_error>); dq, dk and dv are sums of
       such terms over keys or rows, rounded to the dtype at the end.
+
+    ``rounded_weights``: p and dS are rounded to a 16-bit dtype before the products that sum them, as tensor cores ask.
     """
     u, w = ROUNDOFF[q.dtype], _compute_roundoff(q.dtype)
     batch, tokens, heads, head_dim = q.shape
@@ -68,9 +77,12 @@ def attention_gradient_bound(
         a = torch.einsum("bthd,blhd->bthl", do_abs, v_abs) + delta[..., None]
         weight = torch.expm1(2 * lse_bound.error)[..., None]
         slope = 2 * lse_bound.error[..., None] / options["softcap"] + 8 * w if options.get("softcap") else 0.0
-        kappa = (1 + weight) * (1 + _chain(v_dim + 8, w)) * (1 + slope) - 1
+        narrow = rounded_weights and q.dtype in (torch.bfloat16, torch.float16)
+        up = u if narrow else 0.0
+        least = _smallest(q.dtype) if narrow else 0.0
+        kappa = (1 + weight) * (1 + _chain(v_dim + 8, w)) * (1 + slope) * (1 + up) - 1
         size = scale * p * a
-        error = size * kappa + 2 * scale * p * off[..., None]
+        error = size * kappa + 2 * scale * p * off[..., None] * (1 + up) + scale * least
 
         def over_keys(x: Tensor) -> Tensor:
             return torch.einsum("bthl,blhd->bthd", x, k_abs)
@@ -88,7 +100,7 @@ def attention_gradient_bound(
         bounds = {
             "q": rounded("q", over_keys(error), capacity, over_keys(size)),
             "k": rounded("k", over_rows(error, q64.abs()), rows, over_rows(size, q64.abs())),
-            "v": rounded("v", over_rows(p * weight, do_abs), rows, do_size),
+            "v": rounded("v", over_rows(p * ((1 + weight) * (1 + up) - 1) + least, do_abs), rows, do_size),
         }
         if sinks is not None:
             p_sink = torch.where(lse.isfinite(), torch.exp(sinks - lse), 0.0)

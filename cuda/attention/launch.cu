@@ -1,0 +1,143 @@
+#include "attention/launch.h"
+
+#include <cmath>
+
+#include "attention/splits.h"
+
+namespace effops::device {
+namespace {
+
+constexpr int64_t kAlignment = 256;  // of the parts of the workspace
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+struct Workspace {
+  int64_t depths = 0, partial_out = 0, partial_row = 0;  // bytes
+
+  int64_t bytes() const { return depths + partial_out + 2 * partial_row; }
+};
+
+int64_t rows_of(const AttentionProblem& p, const AttentionLimits& limits) {
+  return (p.cu_q ? limits.max_q_len : p.q_len) * p.group();
+}
+
+bool nothing(const AttentionProblem& p, const AttentionLimits& limits) {
+  return p.batch == 0 || p.heads == 0 || rows_of(p, limits) == 0;
+}
+
+int block_of(const AttentionProblem& p, int64_t rows) {
+  return p.dtype == DType::f32 || rows <= kStreamRows ? kStreamRows : kBlockRows;
+}
+
+// The most splits of a row block of a sequence of up to `rows` rows.
+int splits_of(const AttentionProblem& p, const AttentionLimits& limits, int64_t rows) {
+  const int64_t tiles = (limits.max_kv_len + kTileKeys - 1) / kTileKeys + 1;  // sinks may cut one in two
+  const int64_t keys = std::max<int64_t>(1, (tiles + kSplitTiles - 1) / kSplitTiles);
+  const int least = p.cu_q ? 1 : static_cast<int>(std::min<int64_t>(rows, kSplitRows + 1));
+  return static_cast<int>(std::min<int64_t>(keys, split_limit(least, block_of(p, p.cu_q ? 1 : rows))));
+}
+
+bool counts_depths(const AttentionProblem& p) {
+  return p.tree.ancestors && !p.tree.depths && (p.window || p.head_windows);
+}
+
+// Splits, and the sizes of the workspace.
+Workspace plan(AttentionParams& a) {
+  const AttentionProblem& p = a.p;
+  const AttentionLimits& limits = a.limits;
+  Workspace w;
+  const int64_t rows = rows_of(p, limits);
+  const int block = block_of(p, rows);
+  a.row_blocks = static_cast<int>((rows + block - 1) / block);
+  if (nothing(p, limits)) return w;
+  a.splits = splits_of(p, limits, rows);
+  if (a.splits > 1) {
+    const int64_t padded = (rows + block - 1) / block * block;
+    a.slots = p.cu_q ? std::min<int64_t>(kPartialRows, padded * a.splits) : rows * a.splits;
+    const int64_t count = p.batch * p.kv_heads * a.slots;
+    w.partial_out = aligned(count * p.v_dim * 4);
+    w.partial_row = aligned(count * 4);
+  }
+  if (counts_depths(p)) w.depths = aligned(p.batch * p.tree.tokens * 4);
+  return w;
+}
+
+// Fills in the depths of a tree that came without.
+int count_depths(AttentionParams& a, void* workspace, void* stream) {
+  CountDepths c;
+  c.ancestors = a.p.tree.ancestors;
+  c.cu_q = a.p.cu_q;
+  c.depths = static_cast<int32_t*>(workspace);
+  c.words = a.p.tree.words;
+  c.ancestors_row = a.p.tree.ancestors_batch;
+  c.tokens = a.p.tree.tokens;
+  c.rows = a.p.cu_q || c.ancestors_row ? a.p.batch : 1;
+  a.p.tree.depths = c.depths;
+  a.p.tree.depths_batch = c.rows == 1 ? 0 : c.tokens;
+  const int64_t blocks = std::min<int64_t>((c.rows * c.tokens + 127) / 128, 4096);
+  return launch<CountDepths>({"count_depths", dim3(static_cast<unsigned>(blocks)), 128, 0, stream},
+                             &device::count_depths, c);
+}
+
+template <class T>
+int join(const AttentionParams& a, void* stream) {
+  const int64_t rows = std::min<int64_t>(rows_of(a.p, a.limits), kSplitRows);
+  const dim3 grid(static_cast<unsigned>(a.p.batch), static_cast<unsigned>(a.p.kv_heads),
+                  static_cast<unsigned>((rows + kJoinWarps - 1) / kJoinWarps));
+  return launch<AttentionParams>({"join_splits", grid, kJoinWarps * kWarp, 0, stream}, &join_splits<T>, a);
+}
+
+template <class T>
+int clear(const AttentionParams& a, void* stream) {
+  const int64_t warps = std::max<int64_t>(1, a.limits.q_rows * a.p.heads);
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>((warps + kJoinWarps - 1) / kJoinWarps, 1024)));
+  return launch<AttentionParams>({"clear_unowned", grid, kJoinWarps * kWarp, 0, stream}, &clear_unowned<T>, a);
+}
+
+template <class T>
+int run(const AttentionProblem& p, const AttentionLimits& limits, char* memory, void* stream) {
+  AttentionParams a = shared_params<T>(p, limits);
+  const Workspace w = plan(a);
+  if (a.p.cu_q && a.limits.q_rows > 0)
+    if (const int status = clear<T>(a, stream)) return status;
+  if (nothing(a.p, a.limits)) return 0;
+  if (w.depths)
+    if (const int status = count_depths(a, memory, stream)) return status;
+  a.partial_out = reinterpret_cast<float*>(memory + w.depths);
+  a.partial_tops = reinterpret_cast<float*>(memory + w.depths + w.partial_out);
+  a.partial_sums = reinterpret_cast<float*>(memory + w.depths + w.partial_out + w.partial_row);
+  const int64_t rows = rows_of(a.p, a.limits);
+  if constexpr (sizeof(T) == 4) {
+    if (const int status = launch_scalar(a, stream)) return status;
+  } else {
+    if (a.p.cu_q || rows <= kStreamRows)
+      if (const int status = launch_stream<T>(a, stream)) return status;
+    if (rows > kStreamRows)
+      if (const int status = launch_block<T>(a, stream)) return status;
+  }
+  return a.splits > 1 ? join<T>(a, stream) : 0;
+}
+
+}  // namespace
+
+int64_t attention_workspace(const AttentionProblem& p, const AttentionLimits& limits) {
+  if (p.heads == 0) return 0;
+  AttentionParams a = shared_params<float>(p, limits);
+  return plan(a).bytes();
+}
+
+int attention(const AttentionProblem& p, const AttentionLimits& limits, void* workspace, void* stream) {
+  if (p.head_dim > kLargestHead || p.v_dim > kLargestHead || p.dtype == DType::f64) return kUnsupported;
+  if (p.heads == 0) return 0;
+  char* memory = static_cast<char*>(workspace);
+  switch (p.dtype) {
+    case DType::bf16:
+      return run<bf16>(p, limits, memory, stream);
+    case DType::f16:
+      return run<f16>(p, limits, memory, stream);
+    default:
+      return run<float>(p, limits, memory, stream);
+  }
+}
+
+}  // namespace effops::device

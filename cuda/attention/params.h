@@ -1,0 +1,31 @@
+// What the attention kernels are launched with.
+#pragma once
+
+#include "library.h"
+#include "primitives/divide.h"
+
+namespace effops::device {
+
+inline constexpr int kStreamRows = 16;     // rows of a KV head up to which the streaming loop serves a sequence
+inline constexpr int kBlockRows = 64;      // rows of a GEMM-shaped block
+inline constexpr int kSplitRows = 512;     // more rows are parallel enough without splits
+inline constexpr int kSplitTiles = 4;      // tiles of keys that a split has at least
+inline constexpr int kPartialRows = 1024;  // partial results of a sequence and KV head
+
+struct AttentionParams {
+  AttentionProblem p;
+  AttentionLimits limits;
+  FastDivide group, page;
+  // Scores in base 2: cap * tanh(factor * q·k) with a softcap, factor * q·k without.
+  float factor = 1, cap = 0;
+  static constexpr int kAlignedQ = 1, kAlignedK = 2, kAlignedV = 4;
+  int aligned = 0;  // which rows can be read in 16-byte pieces
+
+  int row_blocks = 1;  // of every sequence, where queries are not ragged
+  int splits = 1;      // the most that a row block has
+  // Of splits: weighted sums [batch, kv_heads, slots, v_dim], and each row's largest score and sum of weights.
+  int64_t slots = 0;
+  float *partial_out = nullptr, *partial_tops = nullptr, *partial_sums = nullptr;
+};
+
+}  // namespace effops::device

@@ -1,0 +1,7 @@
+#include "attention/stream_launch.h"
+
+namespace effops::device {
+
+template int launch_stream<bf16>(const AttentionParams&, void*);
+
+}  // namespace effops::device

@@ -1,0 +1,11 @@
+// Launchers of the writes into KV caches.
+#pragma once
+
+#include "common/append.h"
+
+namespace effops::device {
+
+int append_rows(const AppendProblem& p, void* stream);
+int commit_rows(const CommitProblem& p, void* stream);
+
+}  // namespace effops::device

@@ -1,0 +1,60 @@
+#include "library.h"
+
+#include "attention/backward.h"
+#include "attention/launch.h"
+#include "attention/merge_states.h"
+#include "cache/cache.h"
+#include "layer/layer.h"
+#include "sampling/sampling.h"
+#include "speculative/speculative.h"
+#ifndef __CUDACC__
+#include "simt/extents.h"
+#endif
+
+namespace effops::device {
+namespace {
+
+const char* error_text(int status) {
+  if (status == kUnsupported) return "no kernel for this dtype or size";
+#ifdef __CUDACC__
+  return cudaGetErrorString(static_cast<cudaError_t>(status));
+#else
+  return effops_simt_report();
+#endif
+}
+
+DeviceLibrary library() {
+  DeviceLibrary l{};
+#ifdef __CUDACC__
+  l.name = "cuda";
+#else
+  l.name = "simt";
+#endif
+  l.error = &error_text;
+  l.attention_workspace = &attention_workspace;
+  l.attention = &attention;
+  l.attention_backward_workspace = &attention_backward_workspace;
+  l.attention_backward = &attention_backward;
+  l.merge_states = &merge_states;
+  l.append_rows = &append_rows;
+  l.commit_rows = &commit_rows;
+  l.rms_norm = &rms_norm;
+  l.rotary = &rotary;
+  l.rotary_append = &rotary_append;
+  l.silu_mul = &silu_mul;
+  l.sampling = &sampling;
+  l.pack_ancestors = &pack_ancestors;
+  l.verify_greedy = &verify_greedy;
+  l.verify_workspace = &verify_workspace;
+  l.verify_rejection = &verify_rejection;
+  l.verify_typical = &verify_typical;
+  return l;
+}
+
+}  // namespace
+}  // namespace effops::device
+
+extern "C" __attribute__((visibility("default"))) const effops::device::DeviceLibrary* effops_device_library() {
+  static const effops::device::DeviceLibrary library = effops::device::library();
+  return &library;
+}

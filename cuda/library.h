@@ -1,0 +1,61 @@
+// Everything that the ops ask of device code, as one table. The CUDA build of effops links one; libeffops_simt.so, the
+// same kernels on the host, exports one.
+#pragma once
+
+#include "common/append.h"
+#include "common/attention_problem.h"
+#include "common/layer_problem.h"
+#include "common/sampling_problem.h"
+#include "common/verify.h"
+
+namespace effops::device {
+
+// What the host knows of lengths that only the device can read.
+struct AttentionLimits {
+  int64_t q_rows = 0;      // rows of q where it is ragged, sequences' or not
+  int64_t max_q_len = 0;   // of a sequence
+  int64_t max_kv_len = 0;  // of a sequence
+  int64_t k_rows = 0;      // rows of k where it is ragged
+  int64_t pages = 0;       // of a paged cache
+};
+
+struct PackProblem {  // parents [batch, tokens] into contiguous ancestors [batch, tokens, words] and depths
+  int64_t batch = 0, tokens = 0;
+  TokenIndices parents;
+  int64_t* ancestors = nullptr;
+  int32_t* depths = nullptr;
+};
+
+// Index values that are out of range are absent: no kernel reads or writes memory through them. The flaw of a row that
+// is no law (`flaw`, where given) is the least report, as an unsigned number; its memory holds kNoFlaw before the
+// launch.
+inline constexpr int64_t kNoFlaw = -1;
+
+struct DeviceLibrary {
+  const char* name;  // cuda, simt
+
+  // Statuses: 0, or what `error` explains. Workspaces are 256-byte aligned and may be null where 0 bytes are asked.
+  const char* (*error)(int status);
+  int64_t (*attention_workspace)(const AttentionProblem&, const AttentionLimits&);
+  int (*attention)(const AttentionProblem&, const AttentionLimits&, void* workspace, void* stream);
+  int64_t (*attention_backward_workspace)(const AttentionProblem&, const AttentionLimits&);
+  int (*attention_backward)(const AttentionProblem&, const AttentionGradients&, const AttentionLimits&, void* workspace,
+                            void* stream);
+  int (*merge_states)(const MergeProblem&, void* stream);
+  int (*append_rows)(const AppendProblem&, void* stream);
+  int (*commit_rows)(const CommitProblem&, void* stream);
+  int (*rms_norm)(const RmsNormProblem&, void* stream);
+  int (*rotary)(const RotaryProblem&, void* stream);
+  int (*rotary_append)(const RotaryAppendProblem&, void* stream);
+  int (*silu_mul)(const SiluMulProblem&, void* stream);
+  int (*sampling)(const SamplingProblem&, int64_t* flaw, void* stream);  // flaw: row * 4 + RowFlaw; without `best`
+  int (*pack_ancestors)(const PackProblem&, void* stream);
+  int (*verify_greedy)(const VerifyProblem&, void* stream);
+  int64_t (*verify_workspace)(const VerifyProblem&);  // of the two that follow
+  int (*verify_rejection)(const VerifyProblem&, void* workspace, int64_t* flaw, void* stream);  // flaw: LawFlaw
+  int (*verify_typical)(const VerifyProblem&, void* workspace, int64_t* flaw, void* stream);
+};
+
+}  // namespace effops::device
+
+extern "C" const effops::device::DeviceLibrary* effops_device_library();

@@ -1,0 +1,27 @@
+"""Which ops have device kernels: those run on CUDA tensors, and on CPU tensors under ``EFFOPS_BACKEND=simt``."""
+
+from __future__ import annotations
+
+import os
+
+WITHOUT_DEVICE_KERNEL = ("decoder", "decoder_layer", "medusa_draft", "packed_linear")
+WITH_DEVICE_KERNEL = (
+    "append_kv", "attention", "commit_kv", "merge_states", "pack_ancestors", "paged_attention", "rms_norm", "rotary",
+    "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention", "varlen_attention", "verify_greedy",
+    "verify_rejection", "verify_typical",
+)  # fmt: skip
+NO_FLOAT64 = ("attention", "paged_attention", "tree_attention", "varlen_attention")  # on devices
+
+
+def chosen() -> str:
+    """The backend of CPU tensors: ``cpu``, or the kernels of CUDA on the host."""
+    return os.environ.get("EFFOPS_BACKEND") or "cpu"
+
+
+def device_kernel(op: str, dtype: str) -> str:
+    """What an op has beside the CPU's kernels, in words."""
+    if op in WITHOUT_DEVICE_KERNEL:
+        return "none: on the CPU alone, also under EFFOPS_BACKEND=simt"
+    if op in NO_FLOAT64 and dtype == "float64":
+        return "none for float64"
+    return "CUDA; the same on the host under EFFOPS_BACKEND=simt"

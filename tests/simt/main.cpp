@@ -1,0 +1,3 @@
+#include "cpp/check.h"
+
+int main() { return effops::test::run_all_tests(); }
