@@ -1,200 +1,195 @@
-"""The checks that tools/gpu_check.sh runs on a GPU: merge_states against the reference, streams, graphs, a benchmark.
+"""The stages of tools/gpu_check.sh: the ops' tests on the GPU, streams and graphs, compute-sanitizer, benchmarks.
 
-Written to be run on the first GPU at hand: until a recorded run exists, nothing here is known to pass.
+Each stage is a process of its own with a limit of time, writes one file, and fails alone. ``--rehearse`` runs what does
+not need a GPU on the host machine. The last lines of the output name what failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from effops import _library, ops, reference
-from effops.reference.bounds import merge_states_bound
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SMALL = ((1, 1, 1), (2, 7, 3, 33), (64, 5, 128), (3, 0, 16))  # [P, ..., D]
-LARGE = ((3, 1000, 4, 256), (2, 300_000, 16))  # the last has more rows than one grid
-
-
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """outs and lses on the host, with absent parts and, where there are rows, one row without any part."""
-    generator = torch.Generator().manual_seed(seed)
-    outs = torch.randn(shape, generator=generator).to(dtype)
-    lses = (8 * torch.randn(shape[:-1], generator=generator)).to(
-        torch.float64 if dtype == torch.float64 else torch.float32
-    )
-    lses[torch.rand(lses.shape, generator=generator) < 0.2] = -torch.inf
-    lses.view(shape[0], -1)[:, :1] = -torch.inf
-    return outs, lses
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "ops"), str(ROOT / "tests")]
+ONLY_CPU = ("packed_linear", "decoder_layer", "decoder", "medusa_draft")  # ops without device kernels
+TESTS = ("attention_bounds", "attention_exact", "varlen", "paged", "tree_attention", "attention_gradients", "merge")
+TESTS += ("append", "commit", "layer", "rotary_append", "sampling", "trees", "verify", "typical", "backend")
 
 
-def worst(outs: torch.Tensor, lses: torch.Tensor, got: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """The worst error over its bound of a result for host inputs."""
-    bounds = merge_states_bound(outs, lses)
-    return max(interval.worst(result.cpu()) for interval, result in zip(bounds, got, strict=True))
+@dataclass
+class Stage:
+    name: str
+    command: list[str]
+    limit: int  # seconds
+    output: str | None = None  # the file that its output goes to; None: it writes one itself
 
 
-def on_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    outs, lses = inputs(shape, dtype)
-    return worst(outs, lses, ops.merge_states(outs.cuda(), lses.cuda()))
+@dataclass
+class Outcome:
+    name: str
+    ok: bool
+    seconds: float
+    said: str  # its last line
 
 
-def strided() -> float:
-    outs, lses = inputs((4, 9, 6, 40), torch.bfloat16)
-    turned = outs.transpose(1, 2).contiguous().cuda().transpose(1, 2)
-    return worst(outs, lses, ops.merge_states(turned, lses.cuda()))
+def stages(out: Path, rehearse: bool) -> list[Stage]:
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    tests = [*pytest, *(f"tests/ops/test_{name}.py" for name in TESTS)]
+    calls = [sys.executable, __file__, "--calls", str(out / "calls.json")]
+    if rehearse:
+        return [Stage("tests", [*pytest, "tests/ops/test_backend.py"], 300, "tests.txt"), Stage("calls", calls, 120)]
+    bench = [sys.executable, "-m", "effops", "bench"]
+    cases = ["--device", "cuda", "--dtype", "bf16", "--json"]
+    watched = [shutil.which("compute-sanitizer") or "compute-sanitizer", "--error-exitcode", "1", "--tool"]
+    return [
+        Stage("tests", tests, 200, "tests.txt"),
+        Stage("calls", calls, 60),
+        Stage("memcheck", [*watched, "memcheck", *calls[:-1], os.devnull], 70, "memcheck.txt"),
+        Stage("racecheck", [*watched, "racecheck", *calls[:-1], os.devnull], 70, "racecheck.txt"),
+        Stage("attention", [*bench, "attention", *cases, str(out / "attention.json")], 70, "attention.txt"),
+        Stage("tree", [*bench, "tree", *cases, str(out / "tree.json")], 70),
+    ]
 
 
-def other_stream() -> float:
-    """The inputs arrive late on a stream of their own: a kernel on any other stream reads zeros."""
-    outs, lses = inputs((4, 50, 64), torch.float32)
-    late_outs, late_lses = torch.zeros_like(outs).cuda(), torch.zeros_like(lses).cuda()
-    ready_outs, ready_lses = outs.cuda(), lses.cuda()
+def execute(stage: Stage, out: Path, backend: str) -> Outcome:
+    path = os.pathsep.join([str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    if stage.name == "tests" or backend == "simt":
+        environment["EFFOPS_BACKEND"] = backend
+    if stage.name == "memcheck":
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # or neighbours in torch's pool hide a step too far
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            stage.command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=stage.limit
+        )
+        ok, text = done.returncode == 0, done.stdout + done.stderr
+    except subprocess.TimeoutExpired as late:
+        ok, text = False, f"{_text(late.stdout)}{_text(late.stderr)}\nstopped after {stage.limit} s"
+    except OSError as error:
+        ok, text = False, str(error)
+    if stage.output:
+        (out / stage.output).write_text(text)
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    return Outcome(stage.name, ok, round(time.monotonic() - start, 1), last.strip()[:200])
+
+
+def _text(said: bytes | str | None) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said or ""
+
+
+def moved(call: dict[str, Any], device: str, turned: bool = False) -> dict[str, Any]:
+    """The arguments on a device; ``turned``: float tensors with their first dimension rolled, for other values as
+    valid."""
+    there = {}
+    for name, x in call.items():
+        if isinstance(x, torch.Tensor):
+            x = x.roll(1, 0) if turned and x.is_floating_point() and x.dim() else x.clone()
+            x = x.to(device)
+        there[name] = x
+    return there
+
+
+def differences(op: Any, name: str, device: str) -> Iterator[tuple[str, bool]]:
+    """(what, whether it holds): a stream of its own whose inputs come late; a graph replayed with other values."""
+    from calls import CALLS, run
+    from strategies.values import same_bits
+
+    def alike(a: Any, b: Any) -> bool:
+        return all(same_bits(x.cpu(), y.cpu()) for x, y in zip(a, b, strict=True))
+
+    plain = [run(op, moved(CALLS[name](), device, turned)) for turned in (False, True)]
+    yield "twice the same", alike(run(op, moved(CALLS[name](), device)), plain[0])
+    if device == "cpu" or "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:  # graphs need torch's pool
+        return
+    late = {
+        n: torch.zeros_like(x) if isinstance(x, torch.Tensor) else x for n, x in moved(CALLS[name](), device).items()
+    }
+    ready = moved(CALLS[name](), device)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        late_outs.copy_(ready_outs)
-        late_lses.copy_(ready_lses)
-        got = ops.merge_states(late_outs, late_lses)
+        torch.cuda._sleep(20_000_000)
+        _copy(late, ready)
+        got = run(op, late)
     stream.synchronize()
-    return worst(outs, lses, got)
-
-
-def graph() -> float:
-    """A first call outside, a second one captured; the replay sees new values in the same memory."""
-    outs, lses = inputs((4, 50, 64), torch.bfloat16)
-    static_outs, static_lses = outs.cuda(), lses.cuda()
-    ops.merge_states(static_outs, static_lses)
+    yield "another stream", alike(got, plain[0])
+    fixed = moved(CALLS[name](), device)
+    run(op, fixed)
     torch.cuda.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        got = ops.merge_states(static_outs, static_lses)
-    outs, lses = inputs((4, 50, 64), torch.bfloat16, seed=1)
-    static_outs.copy_(outs)
-    static_lses.copy_(lses)
-    captured.replay()
+    _copy(fixed, moved(CALLS[name](), device))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(op, fixed)
+    _copy(fixed, moved(CALLS[name](), device, turned=True))
+    graph.replay()
     torch.cuda.synchronize()
-    return worst(outs, lses, got)
+    yield "a graph", alike(got, plain[1])
 
 
-def gradient() -> float:
-    """Both sides run the same float64 formula: 1e-12 of the largest entry covers their roundings."""
-    outs, lses = inputs((3, 20, 16), torch.float64)
-    found = []
-    for device, function in (("cuda", ops.merge_states), ("cpu", reference.merge_states)):
-        leaves = [x.to(device).requires_grad_() for x in (outs, lses)]
-        out, lse = function(*leaves)
-        found.append(torch.autograd.grad(out.square().sum() + lse[lse.isfinite()].sum(), leaves))
-    pairs = list(zip(*found, strict=True))
-    return max(((a.cpu() - b).abs().max() / (1e-12 * (1 + b.abs().max()))).item() for a, b in pairs)
+def _copy(to: dict[str, Any], source: dict[str, Any]) -> None:
+    for name, x in to.items():
+        if isinstance(x, torch.Tensor):
+            x.copy_(source[name])
 
 
-def refusal() -> float:
-    """An op without a CUDA kernel says so; it does not run elsewhere."""
-    x = torch.ones(1, 1, 1, 16, device="cuda")
-    try:
-        ops.attention(x, x, x)
-    except RuntimeError as error:
-        return 0.0 if "CUDA" in str(error) else float("inf")
-    return float("inf")
+def check_calls(out: Path) -> int:
+    """An ordinary call of every op that has device kernels."""
+    from calls import OPS, name_of
 
-
-def checks(small: bool) -> Iterator[tuple[str, Callable[[], float]]]:
-    for dtype in DTYPES:
-        for shape in SMALL if small else SMALL + LARGE:
-            yield f"merge_states {dtype} {list(shape)}", lambda s=shape, d=dtype: on_gpu(s, d)
-    yield "merge_states strided", strided
-    if not small:
-        yield "merge_states on another stream", other_stream
-        yield "merge_states in a CUDA graph", graph
-        yield "merge_states gradient", gradient
-        yield "attention is refused", refusal
-
-
-def run_checks(small: bool) -> list[dict[str, Any]]:
-    results = []
-    for name, check in checks(small):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[dict[str, Any]] = []
+    for op in OPS:
+        name = name_of(op)
+        if name in ONLY_CPU:
+            continue
         try:
-            ratio, error = check(), ""
-        except Exception as raised:  # the other checks still tell something
-            ratio, error = float("inf"), f"{type(raised).__name__}: {raised}"
-        results.append({"name": name, "ok": ratio <= 1, "error_over_bound": ratio if ratio < float("inf") else None})
-        results[-1] |= {"error": error} if error else {}
-        print(f"{'ok    ' if ratio <= 1 else 'FAILED'} {name}: error / bound = {ratio:.3g} {error}", flush=True)
-    return results
-
-
-def sanitize() -> dict[str, Any]:
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return {"ok": None, "reason": "compute-sanitizer is not there"}
-    command = [tool, "--error-exitcode", "1", sys.executable, __file__, "--small"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return {"ok": done.returncode == 0, "tail": done.stdout.splitlines()[-5:]}
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Median of 20 event-timed calls after two to warm up."""
-    times = []
-    for _ in range(22):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return median(times[2:])
-
-
-def benchmark() -> dict[str, float]:
-    """8 parts of 65536 rows, far more than the caches hold, beside a copy of as many bytes and the reference."""
-    outs = torch.randn(8, 65536, 128, device="cuda", dtype=torch.bfloat16)
-    lses = torch.randn(8, 65536, device="cuda")
-    bytes_ = outs.nbytes + lses.nbytes + (outs.nbytes + lses.nbytes) // 8
-    copied = torch.empty(bytes_ // 2, dtype=torch.uint8, device="cuda")  # read and written: as many bytes again
-    target = torch.empty_like(copied)
-    rates = {
-        "merge_states_gb_s": bytes_ / seconds(lambda: ops.merge_states(outs, lses)) / 1e9,
-        "copy_gb_s": bytes_ / seconds(lambda: target.copy_(copied)) / 1e9,
-        "reference_gb_s": bytes_ / seconds(lambda: reference.merge_states(outs, lses)) / 1e9,
-    }
-    print(", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
-    return rates
+            rows += [{"op": name, "check": what, "ok": ok} for what, ok in differences(op, name, device)]
+        except Exception as error:  # the other ops still tell something
+            rows.append({"op": name, "check": "runs", "ok": False, "error": f"{type(error).__name__}: {error}"})
+    out.write_text(json.dumps({"device": device, "checks": rows}, indent=1) + "\n")
+    wrong = [f"{row['op']}: {row['check']} {row.get('error', '')}" for row in rows if not row["ok"]]
+    print(*wrong, sep="\n")
+    print(f"{len(rows) - len(wrong)} of {len(rows)} checks on {device} hold")
+    return 1 if wrong else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", type=Path, nargs="?", help="where the result goes")
-    parser.add_argument("--small", action="store_true", help="the small shapes only, for compute-sanitizer")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder for the results")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="what needs no GPU, on the host machine (EFFOPS_BACKEND=simt)"
+    )
+    parser.add_argument("--calls", action="store_true", help=argparse.SUPPRESS)  # out: the file of that stage
     arguments = parser.parse_args()
-    _library.require()
-    results = run_checks(arguments.small)
-    passed = all(r["ok"] for r in results)
-    if arguments.small:
-        return 0 if passed else 1
-    report = {
-        "device": torch.cuda.get_device_name(0),
-        "capability": list(torch.cuda.get_device_capability(0)),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "library": str(_library.find()),
-        "checks": results,
-        "sanitizer": sanitize(),
-        "benchmark": benchmark() if passed else "not run: a check failed",
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    failed = not passed or report["sanitizer"]["ok"] is False
-    print(f"{sum(r['ok'] for r in results)} of {len(results)} checks passed, sanitizer: {report['sanitizer']}")
+    if arguments.calls:
+        return check_calls(arguments.out)
+    backend = "simt" if arguments.rehearse else "cuda"
+    outcomes = []
+    for stage in stages(arguments.out, arguments.rehearse):
+        outcomes.append(execute(stage, arguments.out, backend))
+        last = outcomes[-1]
+        print(f"{'ok    ' if last.ok else 'FAILED'} {last.name}, {last.seconds:.0f} s: {last.said}", flush=True)
+    head: dict[str, Any] = {"backend": backend, "torch": torch.__version__, "rehearsal": arguments.rehearse}
+    if not arguments.rehearse:
+        head |= {"gpu": torch.cuda.get_device_name(0), "capability": list(torch.cuda.get_device_capability(0))}
+    result = head | {"stages": [asdict(o) for o in outcomes]}
+    (arguments.out / "gpu_check.json").write_text(json.dumps(result, indent=1) + "\n")
+    failed = [o for o in outcomes if not o.ok]
+    for o in failed:
+        print(f"FAILED {o.name}: {o.said}")
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} stages passed on {backend}")
     return 1 if failed else 0
 
 

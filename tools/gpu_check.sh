@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Checks the CUDA kernels on this machine's GPU: tools/gpu_check.sh OUTDIR
+# Checks the CUDA kernels on this machine's GPU: tools/gpu_check.sh OUTDIR [--rehearse]
 # Builds the ops library with nvcc first, unless EFFOPS_LIBRARY names one that is built already. PYTHON is the
-# interpreter with a CUDA build of torch (python3). Writes OUTDIR/gpu_check.json.
+# interpreter with a CUDA build of torch (python3); it needs pytest and hypothesis too. Writes up to 8 files to OUTDIR in
+# at most 9 minutes. --rehearse: what needs no GPU, with the kernels on the host machine (EFFOPS_SIMT_LIBRARY).
 # Exit code: 0 all checks passed, 1 something failed, 2 no GPU here or bad arguments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ $# -ne 1 ]]; then
-  echo "gpu_check: expected one argument, the folder for the results, got $#" >&2
+rehearse=0
+[[ $# -eq 2 && $2 == --rehearse ]] && rehearse=1
+if [[ $# -ne $((1 + rehearse)) ]]; then
+  echo "gpu_check: expected the folder for the results and perhaps --rehearse, got $# arguments" >&2
   exit 2
 fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 python=${PYTHON:-python3}
+export PYTHONPATH="python${PYTHONPATH:+:$PYTHONPATH}"
+[[ $rehearse -eq 1 ]] && exec "$python" tools/gpu_check.py "$out" --rehearse
 
 # The architecture of GPU 0 as nvcc names it, or the reason why there is none.
 if ! arch=$("$python" -c '
@@ -34,4 +39,4 @@ if [[ -z "${EFFOPS_LIBRARY:-}" ]]; then
   EFFOPS_LIBRARY=$(find "$out/build" -name libeffops.so -print -quit)
   export EFFOPS_LIBRARY
 fi
-PYTHONPATH="python${PYTHONPATH:+:$PYTHONPATH}" exec "$python" tools/gpu_check.py "$out/gpu_check.json"
+exec "$python" tools/gpu_check.py "$out"

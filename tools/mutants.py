@@ -1,4 +1,6 @@
-"""Plants bugs in the CPU kernels, one at a time, and asks the core tests of the ops to notice each.
+"""Plants bugs in the kernels, one at a time, and asks the core tests of the ops to notice each.
+
+``--simt`` plants them in the CUDA kernels instead, as compiled for the host, where some have to be reported by name.
 
 Every mutant is an exact replacement of source text that must occur exactly once, so that a change of the
 sources disarms none unseen. The copy of the sources, its one build tree and hypothesis' memory are temporary.
@@ -19,11 +21,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_mutant_list import DEVICE_MUTANTS, DeviceMutant
 from mutant_list import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("csrc", "cuda", "third_party", "CMakeLists.txt")
-TESTS = ("-m", "core", "-x", "-q", "-p", "no:cacheprovider", "tests/ops")
+COPIED = ("csrc", "cuda", "third_party", "tests/cpp", "tests/simt", "CMakeLists.txt")
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider")
+TESTS = ("-m", "core", "tests/ops")
 
 
 def mutated(mutant: Mutant, source: Path) -> str:
@@ -73,9 +77,9 @@ class Bench:
     def build(self) -> None:
         run(["cmake", "--build", str(self.build_tree), "--target", "effops_ops", "--parallel", str(os.cpu_count())])
 
-    def test(self, limit: float | None = None) -> tuple[int | None, str]:
+    def test(self, tests: tuple[str, ...] = TESTS, limit: float | None = None) -> tuple[int | None, str]:
         """(exit code, output) of pytest; the code is None where it ran past ``limit`` seconds."""
-        command = [sys.executable, "-m", "pytest", *TESTS]
+        command = [sys.executable, "-m", "pytest", *OPTIONS, *tests]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=limit
@@ -83,6 +87,25 @@ class Bench:
         except subprocess.TimeoutExpired:
             return None, ""
         return done.returncode, done.stdout + done.stderr
+
+
+class DeviceBench(Bench):
+    """The same of the CUDA kernels for the host; the ops library is the installed one."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, "")
+        own = {name: value for name, value in self.environment.items() if not name.startswith("EFFOPS_")}
+        self.environment = own | {
+            **{name: value for name, value in os.environ.items() if name == "EFFOPS_LIBRARY"},
+            "EFFOPS_BACKEND": "simt",
+            "EFFOPS_SIMT_LIBRARY": str(self.build_tree / "libeffops_simt.so"),
+        }
+
+    def configure(self) -> None:
+        run(["cmake", "-S", str(self.source), "-B", str(self.build_tree), "-G", "Ninja", "-DEFFOPS_SIMT=ON"])
+
+    def build(self) -> None:
+        run(["cmake", "--build", str(self.build_tree), "--target", "effops_simt", "--parallel", str(os.cpu_count())])
 
 
 def run(command: list[str]) -> None:
@@ -112,7 +135,11 @@ def judge(bench: Bench, mutant: Mutant, limit: float) -> Result:
     try:
         file.write_text(mutated(mutant, bench.source))
         bench.build()
-        killed, by = verdict(*bench.test(limit))
+        device = isinstance(mutant, DeviceMutant)
+        code, output = bench.test(mutant.tests if device else TESTS, limit)
+        killed, by = verdict(code, output)
+        if killed and device and not re.search(mutant.report, output):
+            killed, by = False, f"NOT NAMED, expected a report of {mutant.report!r}: {by}"
     except RuntimeError as error:
         killed, by = False, str(error)
     finally:
@@ -120,20 +147,24 @@ def judge(bench: Bench, mutant: Mutant, limit: float) -> Result:
     return Result(mutant, killed, by, time.monotonic() - start)
 
 
-def judge_all(mutants: list[Mutant], isa: str, directory: Path) -> list[Result]:
+def judge_all(mutants: list[Mutant], bench: Bench) -> list[Result]:
     """RuntimeError: the unchanged library does not build or pass. ValueError: a mutant does not apply."""
-    bench = Bench(directory, isa)
     for mutant in mutants:
         mutated(mutant, bench.source)
     start = time.monotonic()
     bench.configure()
     bench.build()
     built = time.monotonic()
-    code, output = bench.test()
+    unchanged = {m.tests if isinstance(m, DeviceMutant) else TESTS for m in mutants}
+    for tests in sorted(unchanged):
+        code, output = bench.test(tests)
+        if code != 0:
+            raise RuntimeError(f"{output}\nthe unchanged library does not pass (pytest exit code {code})")
     seconds = time.monotonic() - built
-    if code != 0:
-        raise RuntimeError(f"{output}\nthe unchanged library does not pass (pytest exit code {code})")
-    print(f"{isa}: the unchanged library passes in {seconds:.0f} s, built in {built - start:.0f} s", flush=True)
+    print(
+        f"{bench.isa or 'simt'}: the unchanged library passes in {seconds:.0f} s, built in {built - start:.0f} s",
+        flush=True,
+    )
     results = []
     for i, mutant in enumerate(mutants):
         r = judge(bench, mutant, limit=max(120, 4 * seconds))
@@ -158,10 +189,12 @@ def report(results: list[Result]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", choices=[m.name for m in MUTANTS], help="plant this one alone")
+    parser.add_argument("--simt", action="store_true", help="in the CUDA kernels, run on the host machine")
+    names = [m.name for m in (*MUTANTS, *DEVICE_MUTANTS)]
+    parser.add_argument("--only", metavar="NAME", choices=names, help="plant this one alone")
     parser.add_argument("--list", action="store_true", help="list the mutants and what should notice them")
     arguments = parser.parse_args()
-    chosen = [m for m in MUTANTS if arguments.only in (None, m.name)]
+    chosen = [m for m in (DEVICE_MUTANTS if arguments.simt else MUTANTS) if arguments.only in (None, m.name)]
     if arguments.list:
         for mutant in chosen:
             print(f"{mutant.name:32} {mutant.file:36} {mutant.notices}")
@@ -170,7 +203,8 @@ def main() -> int:
         from effops import _host
 
         with tempfile.TemporaryDirectory(prefix="effops-mutants-") as directory:
-            return report(judge_all(chosen, _host.cpu_isa(), Path(directory)))
+            bench = DeviceBench(Path(directory)) if arguments.simt else Bench(Path(directory), _host.cpu_isa())
+            return report(judge_all(chosen, bench))
     except (ImportError, RuntimeError, ValueError) as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,137 @@
+"""The bugs that tools/mutants.py --simt plants in the CUDA kernels, and how the host machine has to name each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mutant_list import Mutant
+
+
+@dataclass(frozen=True)
+class DeviceMutant(Mutant):
+    """``report`` is a regular expression for the machine's report; empty: wrong numbers alone show it. ``tests`` are
+    pytest's arguments."""
+
+    report: str = ""
+    tests: tuple[str, ...] = ("tests/ops/test_attention_bounds.py",)
+
+
+STREAM, BLOCK, SCALAR, LOAD, ROWS, MASK, OUTPUT, FRAGMENTS = (
+    f"cuda/attention/{f}.h" for f in ("stream", "block", "scalar", "load", "row_block", "mask", "output", "fragments")
+)
+BF16 = ("tests/ops/test_attention_bounds.py", "-k", "test_where_the_schedule_changes and bf16")
+F32 = ("tests/ops/test_attention_bounds.py", "-k", "test_any_call and f32")
+EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
+
+DEVICE_MUTANTS = (
+    DeviceMutant(
+        "missing-barrier",
+        BLOCK,
+        "      __syncthreads();  // the keys have been read\n",
+        "",
+        "two tiles of keys",
+        report="race",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "missing-barrier-scalar",
+        SCALAR,
+        "        __syncthreads();  // keys and values have been read\n",
+        "",
+        "two tiles of keys",
+        report="race",
+        tests=F32,
+    ),
+    DeviceMutant(
+        "missing-syncwarp",
+        SCALAR,
+        "    __syncwarp();  // a row's threads share a warp\n",
+        "",
+        "any call",
+        report="race|uninitialised",
+        tests=F32,
+    ),
+    DeviceMutant(
+        "missing-wait",
+        STREAM,
+        "      copy_wait<kStages - 2>();\n",
+        "",
+        "any call of few rows",
+        report="wait",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "wrong-swizzle",
+        FRAGMENTS,
+        "offset(row + lane % 8 + lane / 16 * 8, 2 * (step + n) + lane / 8 % 2)",
+        "offset(0, 2 * (step + n) + lane / 8 % 2) + (row + lane % 8 + lane / 16 * 8) * (kColumns * 2)",
+        "keys written with one swizzle and read with another",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "dropped-tail-tile",
+        ROWS,
+        "r.last_tile = min_of(r.first_tile + size, tiles);",
+        "r.last_tile = min_of(r.first_tile + size, tiles > 1 ? tiles - 1 : tiles);",
+        "two tiles of keys",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "off-by-one-mask",
+        MASK,
+        "last <= b.positions.lowest",
+        "last <= b.positions.lowest + 1",
+        "causal rows that end one key before a tile does",
+        tests=EDGES,
+    ),
+    DeviceMutant(
+        "tail-keys-unmasked",
+        BLOCK,
+        "if (at >= count || ",
+        "if (",
+        "sinks apart from the window",
+        tests=EDGES,
+    ),
+    DeviceMutant(
+        "missing-rescale",
+        BLOCK,
+        "o[n][m][e] *= factor[e / 2];",
+        "o[n][m][e] *= 1;",
+        "a largest score that rises from tile to tile",
+        tests=("tests/ops/test_attention_bounds.py", "-k", "test_the_largest_score and bf16"),
+    ),
+    DeviceMutant(
+        "missing-store-predicate",
+        BLOCK,
+        "      if (r >= block.end) continue;\n",
+        "",
+        "rows that do not fill a block",
+        report="outside|out of bounds",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "keys-past-the-end",
+        LOAD,
+        "const T* from = r < count ? row(r) : nullptr;",
+        "const T* from = row(r);",
+        "keys that do not fill a tile",
+        report="outside|out of bounds",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "split-lost",
+        "cuda/attention/splits.h",
+        "for (int i = 0; i < splits; ++i) {\n      const int64_t slot",
+        "for (int i = 1; i < splits; ++i) {\n      const int64_t slot",
+        "more than four tiles",
+        tests=BF16,
+    ),
+    DeviceMutant(
+        "last-row-forgotten",
+        STREAM,
+        "    if (r < block.rows) {\n      RowSoftmax all;",
+        "    if (r + 1 < block.rows) {\n      RowSoftmax all;",
+        "any call of few rows",
+        tests=BF16,
+    ),
+)
