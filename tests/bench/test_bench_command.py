@@ -18,7 +18,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(roof, "GEMMS", ((64, 64, 64),))
     monkeypatch.setattr(runner, "QUICK_BUFFER_BYTES", 1 << 20)
     for module in (attention, linear):
-        monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 1 << 16)
+        monkeypatch.setattr(module, "last_level_cache_bytes", lambda device="cpu": 1 << 16)
 
 
 def test_attention_writes_json_csv_and_plot(tmp_path, capsys):

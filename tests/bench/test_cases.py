@@ -13,7 +13,7 @@ ROWS = attention.Case("float32", batch=2, heads=4, kv_heads=2, head_dim=32, q_le
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch):
     for module in (attention, linear):
-        monkeypatch.setattr(module, "last_level_cache_bytes", lambda: 1 << 12)
+        monkeypatch.setattr(module, "last_level_cache_bytes", lambda device="cpu": 1 << 12)
 
 
 def test_attention_counts():

@@ -12,6 +12,8 @@ from effops.bench.work import Other, Work
 class SteadyRoof:
     """Hands out the bandwidths it is given, over and over; the peak stays."""
 
+    device = "cpu"
+
     def __init__(self, *reads: float) -> None:
         self.reads, self.taken = reads, 0
 

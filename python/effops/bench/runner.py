@@ -13,7 +13,7 @@ from rich.live import Live
 
 from effops.bench import attention, linear, record, report, tree
 from effops.bench.overhead import host_cost
-from effops.bench.roof import BUFFER_BYTES, Roof
+from effops.bench.roof import BUFFER_BYTES, GPU_BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
 from effops.commands.bench import sizes_given
 
@@ -26,12 +26,18 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     module: Any = {"attention": attention, "linear": linear, "tree": tree}[arguments.family]
     cases = _cases(module, arguments)
-    peers = tuple(dict.fromkeys(arguments.peer or module.PEERS))
+    device = getattr(arguments, "device", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: expected cpu, got cuda: torch {torch.__version__} sees no GPU")
+    peers = tuple(dict.fromkeys(arguments.peer or (module.PEERS if device == "cpu" else module.GPU_PEERS)))
     head = record.context(record.command())
     if head["machine"]["load_average"] > 0.5:
         print(f"effops bench: other programs are running (load {head['machine']['load_average']:.1f})", file=sys.stderr)
-    more = {"loops": arguments.loops} if arguments.family == "attention" else {}
-    roof = Roof(QUICK_BUFFER_BYTES if arguments.quick else BUFFER_BYTES)
+    more: dict[str, Any] = {"loops": arguments.loops} if arguments.family == "attention" else {}
+    if device != "cpu":
+        more["device"] = device
+    full = BUFFER_BYTES if device == "cpu" else GPU_BUFFER_BYTES
+    roof = Roof(QUICK_BUFFER_BYTES if arguments.quick else full, device)
     console = Console()
     rows: list[Row] = []
     with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -41,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
             gc.collect()  # the next case may need the memory of this one's copies
     console.print(report.tables(rows))
     extra: dict[str, Any] = {"quick": arguments.quick, "read_loops": list(roof.loops)}
-    if arguments.family == "attention":
+    if device == "cuda":
+        extra["gpu"] = torch.cuda.get_device_name(0)
+    if arguments.family == "attention" and device == "cpu":
         extra["host_cost_us"] = host_cost(0.01 if arguments.quick else 0.2)
         console.print("host cost of a call, µs: " + ", ".join(f"{n} {t:.1f}" for n, t in extra["host_cost_us"].items()))
     _write(arguments, head, rows, extra)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
 from typing import Any
+
+import torch
 
 from effops.bench.roof import Roof, Samples, seconds
 from effops.bench.work import Call, Other, Result, Work
@@ -93,22 +96,40 @@ def _checked(work: Work, name: str, call: Call | str) -> Result:
 
 
 def _timed(work: Work, calls: dict[str, Call], roof: Roof, rounds: int, samples: Samples) -> dict[str, list[float]]:
-    once = {name: seconds(partial(call, 1 % work.copies)) for name, call in calls.items()}  # warm-up
+    once = {name: seconds(partial(call, 1 % work.copies), roof.device) for name, call in calls.items()}  # warm-up
     block = {name: max(1, math.ceil(BLOCK_SECONDS / max(t, 1e-9))) for name, t in once.items()}
+    blocks: dict[str, Callable[[int], Any]] = {
+        name: partial(_block, call, block[name], work.copies) for name, call in calls.items()
+    }
+    if roof.device == "cuda":
+        blocks = {name: _captured(run) for name, run in blocks.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     roof.sample(samples, work.dtype)
     turn = 0
     for i in range(rounds):
-        for name, call in calls.items():
+        for name, run in blocks.items():
             if once[name] > SLOW_SECONDS and i >= 3:
                 continue
             turn += block[name]
-            times[name].append(seconds(partial(_block, call, turn, block[name], work.copies)) / block[name])
+            times[name].append(seconds(partial(run, turn), roof.device) / block[name])
         roof.sample(samples, work.dtype)
     return times
 
 
-def _block(call: Call, first: int, count: int, copies: int) -> Any:
+def _block(call: Call, count: int, copies: int, first: int) -> Any:
     for i in range(first, first + count):
         result = call(i % copies)
     return result
+
+
+def _captured(run: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The block as a CUDA graph, so that the GPU's time is measured and not the host's; as it is where it cannot be
+    captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run(0)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return run
+    return lambda first: graph.replay()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from effops import ops
-from effops.bench.peers import torch_forms, vllm_cpu
+from effops.bench.peers import flashinfer, torch_forms, vllm_cpu
 from effops.bench.peers.flex import Flex
 from effops.bench.roof import last_level_cache_bytes
 from effops.bench.work import Other, Work, candidate
@@ -22,6 +22,7 @@ from effops.reference.cache import tree_mask
 
 OWN = ("effops", "unmasked", "decode")
 PEERS = ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu")
+GPU_PEERS = ("sdpa-mask", "sdpa-rows", "matmul", "flex", "flashinfer")
 MAX_DEPTH, MAX_NODES = 8, 1024
 
 
@@ -79,7 +80,7 @@ def bushy_tree(nodes: int) -> TokenTree:
     return TokenTree(parents)
 
 
-def work(case: Case, peers: tuple[str, ...]) -> Work:
+def work(case: Case, peers: tuple[str, ...], *, device: str = "cpu") -> Work:
     """The inputs of a case, copied often enough to outgrow the caches, and everyone who computes it or its like.
 
     Values of the tree's own keys are up to kv_len / 4 times as large as the others, so that a key too many or too few
@@ -90,25 +91,29 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
 
     def draw(tokens: int, heads: int) -> Tensor:  # heads-major memory
         size = (case.batch, heads, tokens, case.head_dim)
-        return torch.randn(size, generator=generator).to(dtype).transpose(1, 2)
+        return torch.randn(size, generator=generator).to(device, dtype).transpose(1, 2)
 
     tree = bushy_tree(case.nodes)
     ancestors, depths = tree.ancestors()[None], torch.tensor([tree.depths], dtype=torch.int32)
     mask = torch.ones(case.nodes, case.kv_len, dtype=torch.bool)
     mask[:, case.kv_len - case.nodes :] = tree_mask(ancestors[0])
+    ancestors, depths, mask = (x.to(device) for x in (ancestors, depths, mask))
     q = draw(case.nodes, case.heads).contiguous()
     one = q[:, -1:].contiguous()
     first = draw(case.kv_len, case.kv_heads), draw(case.kv_len, case.kv_heads)
     first[1][:, case.kv_len - case.nodes :] *= min(1024, max(1, case.kv_len // 4))
 
     kv_bytes = first[0].nbytes + first[1].nbytes
-    copies = max(1, -(-4 * last_level_cache_bytes() // max(1, kv_bytes)))
+    copies = max(1, -(-4 * last_level_cache_bytes(device) // max(1, kv_bytes)))
     caches = [first, *((_heads_major(first[0]), _heads_major(first[1])) for _ in range(copies - 1))]
     own, plain, paged = caches, cast(Callable[..., Tensor], ops.attention), cast(dict[str, Any], {})
     if case.page:
-        table = _page_table(case)
+        table = _page_table(case).to(device)
         own = [(_paged(k, table, case.page), _paged(v, table, case.page)) for k, v in caches]
-        paged = {"page_table": table, "kv_lens": torch.full((case.batch,), case.kv_len, dtype=torch.int32)}
+        paged = {
+            "page_table": table,
+            "kv_lens": torch.full((case.batch,), case.kv_len, dtype=torch.int32, device=device),
+        }
         plain = partial(ops.paged_attention, **paged)
     flex = cache(lambda: Flex(q, *first, mask))
     ours: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -122,6 +127,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         "matmul": lambda k, v: lambda: torch_forms.matmul(q, k, v, mask),
         "flex": lambda k, v: partial(flex(), k, v),
         "vllm-cpu": lambda k, v: vllm_cpu.Attention(q, k, v),
+        "flashinfer": lambda k, v: flashinfer.Attention(q, k, v, mask),
     }
     bytes_, pair = kv_bytes + 2 * q.nbytes, 4 * case.batch * case.heads * case.head_dim
     causal = case.nodes * (case.kv_len - case.nodes) + case.nodes * (case.nodes + 1) // 2
@@ -158,9 +164,9 @@ def _page_table(case: Case) -> Tensor:
 def _paged(x: Tensor, table: Tensor, page: int) -> Tensor:
     """x [B,L,G,D] in pages [P,page,G,D], which are heads-major in memory."""
     batch, length, heads, dim = x.shape
-    room = torch.zeros(batch, table.shape[1] * page, heads, dim, dtype=x.dtype)
+    room = torch.zeros(batch, table.shape[1] * page, heads, dim, dtype=x.dtype, device=x.device)
     room[:, :length] = x
-    pages = torch.empty(table.numel(), heads, page, dim, dtype=x.dtype)
+    pages = torch.empty(table.numel(), heads, page, dim, dtype=x.dtype, device=x.device)
     pages[table.flatten().long()] = room.view(-1, page, heads, dim).transpose(1, 2)
     return pages.transpose(1, 2)
 
@@ -175,9 +181,9 @@ def _checker(
     @cache
     def exact(what: str, b: int, g: int, rounded_scores: bool) -> Interval:
         rows = (one if what == "decode" else q)[b : b + 1, :, g * group : (g + 1) * group]
-        own = rows, k[b : b + 1, :, g : g + 1], v[b : b + 1, :, g : g + 1]
+        own = rows.cpu(), k[b : b + 1, :, g : g + 1].cpu(), v[b : b + 1, :, g : g + 1].cpu()
         if what == "tree":
-            return tree_attention_bound(*own, ancestors, rounded_scores=rounded_scores)[0]
+            return tree_attention_bound(*own, ancestors.cpu(), rounded_scores=rounded_scores)[0]
         return attention_bound(*own, causal=what != "unmasked", rounded_scores=rounded_scores)[0]
 
     def check(name: str, out: Tensor) -> float:
@@ -185,6 +191,6 @@ def _checker(
         if out.shape != (one if what == "decode" else q).shape or out.dtype != q.dtype:
             return torch.inf
         parts = {(b, g): out[b : b + 1, :, g * group : (g + 1) * group] for b, g in corners}
-        return max(exact(what, b, g, name not in OWN).worst(part) for (b, g), part in parts.items())
+        return max(exact(what, b, g, name not in OWN).worst(part.cpu()) for (b, g), part in parts.items())
 
     return check

