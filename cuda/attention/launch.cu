@@ -81,9 +81,8 @@ int count_depths(AttentionParams& a, void* workspace, void* stream) {
 
 template <class T>
 int join(const AttentionParams& a, void* stream) {
-  const int64_t rows = std::min<int64_t>(rows_of(a.p, a.limits), kSplitRows);
-  const dim3 grid(static_cast<unsigned>(a.p.batch), static_cast<unsigned>(a.p.kv_heads),
-                  static_cast<unsigned>((rows + kJoinWarps - 1) / kJoinWarps));
+  const int64_t rows = (a.p.cu_q ? a.limits.q_rows : a.p.batch * a.p.q_len) * a.p.group();
+  const dim3 grid(static_cast<unsigned>((rows + kJoinWarps - 1) / kJoinWarps), static_cast<unsigned>(a.p.kv_heads));
   return launch<AttentionParams>({"join_splits", grid, kJoinWarps * kWarp, 0, stream}, &join_splits<T>, a);
 }
 

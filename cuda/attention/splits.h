@@ -7,13 +7,28 @@ namespace effops::device {
 
 inline constexpr int kJoinWarps = 4;
 
-// One warp a row of a sequence whose keys were split. blockIdx: sequence, KV head, group of rows.
+// The sequence that token `i` of a ragged batch belongs to, if any: the last that begins at or before it.
+__device__ inline int64_t sequence_of_token(const AttentionParams& a, int64_t i) {
+  int64_t low = 0, high = a.p.batch;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (a.p.cu_q[middle] <= i ? low : high) = middle;
+  }
+  return low;
+}
+
+// One warp a row, where the keys of its sequence were split. blockIdx: rows of all tokens, KV head.
 template <class T>
 __global__ void join_splits(const __grid_constant__ AttentionParams a) {
-  const int64_t b = blockIdx.x, g = blockIdx.y;
-  const int r = blockIdx.z * kJoinWarps + warp_index();
-  const int rows = static_cast<int>(checked_sequence(a, b, g).q_len * a.group.divisor);
-  if (r >= rows || rows > kSplitRows) return;
+  const int64_t row = int64_t(blockIdx.x) * kJoinWarps + warp_index(), g = blockIdx.y;
+  const int64_t token = row / a.group.divisor;
+  const int64_t b = a.p.cu_q ? sequence_of_token(a, token) : token / a.p.q_len;
+  if (b >= a.p.batch) return;
+  const Sequence s = checked_sequence(a, b, g);
+  const int64_t r64 = row - (a.p.cu_q ? s.q_begin : b * a.p.q_len) * a.group.divisor;
+  const int64_t rows = s.q_len * a.group.divisor;
+  if (r64 < 0 || r64 >= rows || rows > kSplitRows) return;
+  const int r = static_cast<int>(r64);
   const int size = sizeof(T) == 4 || rows <= kStreamRows ? kStreamRows : kBlockRows;
   RowBlock block = row_block_of(a, b, g, r / size, size, 0);
   if (block.splits == 1) return;

@@ -10,6 +10,10 @@ namespace effops::device {
 // `from` is not read. Past the L1 cache; the L2 fetches the line's other chunks, which the neighbours ask for.
 __device__ inline void copy_async(void* to, const void* from, int bytes) {
 #ifdef __CUDACC__
+  if (bytes == 0) {  // `from` may be no address at all
+    *static_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    return;
+  }
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
                "r"(bytes)
                : "memory");
