@@ -62,6 +62,8 @@ sanitize: .stamps/deps
 	@for kind in address,undefined thread; do \
 	  PATH="$(BIN):$$PATH" cmake -S . -B build/sanitize-$$kind -G Ninja -DEFFOPS_CPP_TESTS=ON -DEFFOPS_SANITIZE=$$kind >/dev/null && \
 	  PATH="$(BIN):$$PATH" cmake --build build/sanitize-$$kind && PATH="$(BIN):$$PATH" ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; done
+	@PATH="$(BIN):$$PATH" cmake -S . -B build/simt-sanitize -G Ninja -DEFFOPS_SIMT=ON -DEFFOPS_SANITIZE=address,undefined >/dev/null
+	@PATH="$(BIN):$$PATH" cmake --build build/simt-sanitize && PATH="$(BIN):$$PATH" ctest --test-dir build/simt-sanitize --output-on-failure
 
 bench: .stamps/build
 	$(BIN)/effops bench attention

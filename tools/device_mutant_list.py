@@ -69,6 +69,15 @@ DEVICE_MUTANTS = (
         tests=BF16,
     ),
     DeviceMutant(
+        "no-swizzle",
+        "cuda/primitives/swizzle.h",
+        "((chunk ^ (row / (8 / kSpread) & (kSpread - 1))) * 16)",
+        "chunk * 16",
+        "the count of bank conflicts alone",
+        report="test_tiles_are_read_without_bank_conflicts",
+        tests=("tests/ops/test_backend.py", "-k", "bank_conflicts"),
+    ),
+    DeviceMutant(
         "dropped-tail-tile",
         ROWS,
         "r.last_tile = min_of(r.first_tile + size, tiles);",

@@ -22,4 +22,6 @@ void effops_simt_extents(const effops::device::simt::Extent* e, int64_t count) {
   }
 }
 
+int64_t effops_simt_bank_conflicts() { return effops::device::simt::last_bank_conflicts(); }
+
 const char* effops_simt_report() { return effops::device::simt::last_report(); }

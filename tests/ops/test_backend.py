@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from backend import NAME, OnDevice
 from calls import CALLS, OPS, name_of, run
+from effops import ops
 from strategies.layouts import LAYOUTS, memory
-from strategies.values import int32, same_bits
+from strategies.values import int32, normal, same_bits
 from torch import Tensor
 
 CALL = "import torch; from effops import ops; print(ops.silu_mul(torch.ones(2)).item())"
@@ -56,6 +59,21 @@ def test_calls_on_copies(op, layout):
             assert torch.equal(memory(x), memory(expected[name])), name
 
 
+@pytest.mark.skipif(NAME != "simt", reason="the host machine counts bank conflicts")
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 192, 256])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_tiles_are_read_without_bank_conflicts(tokens, dim):
+    """The last kernels of a forward and of a backward pass: the attention loops themselves."""
+    default = Path(__file__).resolve().parents[2] / "build" / "simt" / "libeffops_simt.so"
+    conflicts = ctypes.CDLL(os.environ.get("EFFOPS_SIMT_LIBRARY", str(default))).effops_simt_bank_conflicts
+    conflicts.restype = ctypes.c_int64
+    q, k, v = (normal(1, n, 2, dim, dtype=torch.bfloat16, seed=n).requires_grad_() for n in (tokens, 150, 151))
+    out = ops.attention(q, k, v[:, 1:], causal=True)
+    assert conflicts() == 0
+    out.sum().backward()
+    assert conflicts() == 0
+
+
 def out_of_range(x: Tensor) -> list[Tensor]:
     """Index tensors like x with values far out of any range, and a little."""
     most = torch.iinfo(x.dtype).max
@@ -88,8 +106,6 @@ def test_flawed_rows_without_checks(monkeypatch):
     logits = torch.full((3, 9), torch.nan)
     logits[1], logits[2, 4] = -torch.inf, torch.inf
     u = torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
-    from effops import ops
-
     for x in (logits, torch.zeros(3, 9)):
         assert all(0 <= token < 9 for token in ops.sample(x, u, top_k=5, top_p=0.5).tolist())
     laws = torch.full((1, 3, 5), torch.nan)
