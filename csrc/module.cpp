@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "common/attention_plan.h"
+#include "common/device_attention_plan.h"
 #include "common/linear_problem.h"
 #include "common/token_tree.h"
 #include "cpu/isa.h"
@@ -22,7 +23,8 @@ DType dtype_of(const std::string& name) {
 }
 
 std::string explain(const std::string& dtype, int64_t batch, int64_t q_len, int64_t kv_len, int64_t heads,
-                    int64_t kv_heads, int64_t head_dim, int64_t v_dim, bool causal, int64_t window, int64_t num_sinks) {
+                    int64_t kv_heads, int64_t head_dim, int64_t v_dim, bool causal, int64_t window, int64_t num_sinks,
+                    const std::string& backend) {
   if (batch < 0 || q_len < 0 || kv_len < 0 || heads < 1 || kv_heads < 1 || head_dim < 1 || v_dim < 1 || window < 0 ||
       num_sinks < 0)
     throw std::invalid_argument("explain: expected sizes of 0 or more, and heads and dims of 1 or more");
@@ -41,6 +43,7 @@ std::string explain(const std::string& dtype, int64_t batch, int64_t q_len, int6
   p.causal = causal;
   p.window = window;
   p.num_sinks = num_sinks;
+  if (backend != "cpu") return device::explain_attention(p, backend.c_str());
   return explain_attention(p, cpu::name_of(cpu::chosen_isa()));
 }
 
@@ -71,7 +74,7 @@ PYBIND11_MODULE(_host, m) {
   });
   m.def("explain_attention", &explain, py::kw_only(), py::arg("dtype"), py::arg("batch"), py::arg("q_len"),
         py::arg("kv_len"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("v_dim"),
-        py::arg("causal") = false, py::arg("window") = 0, py::arg("num_sinks") = 0);
+        py::arg("causal") = false, py::arg("window") = 0, py::arg("num_sinks") = 0, py::arg("backend") = "cpu");
   m.def("explain_linear", &explain_packed_linear, py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("n"),
         py::arg("k"));
   py::class_<TokenTree>(m, "TokenTree")

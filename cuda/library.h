@@ -3,21 +3,12 @@
 #pragma once
 
 #include "common/append.h"
-#include "common/attention_problem.h"
+#include "common/device_attention_plan.h"
 #include "common/layer_problem.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
 
 namespace effops::device {
-
-// What the host knows of lengths that only the device can read.
-struct AttentionLimits {
-  int64_t q_rows = 0;      // rows of q where it is ragged, sequences' or not
-  int64_t max_q_len = 0;   // of a sequence
-  int64_t max_kv_len = 0;  // of a sequence
-  int64_t k_rows = 0;      // rows of k where it is ragged
-  int64_t pages = 0;       // of a paged cache
-};
 
 struct PackProblem {  // parents [batch, tokens] into contiguous ancestors [batch, tokens, words] and depths
   int64_t batch = 0, tokens = 0;

@@ -17,48 +17,22 @@ struct Workspace {
   int64_t bytes() const { return depths + partial_out + 2 * partial_row; }
 };
 
-int64_t rows_of(const AttentionProblem& p, const AttentionLimits& limits) {
-  return (p.cu_q ? limits.max_q_len : p.q_len) * p.group();
-}
-
-bool nothing(const AttentionProblem& p, const AttentionLimits& limits) {
-  return p.batch == 0 || p.heads == 0 || rows_of(p, limits) == 0;
-}
-
-int block_of(const AttentionProblem& p, int64_t rows) {
-  return p.dtype == DType::f32 || rows <= kStreamRows ? kStreamRows : kBlockRows;
-}
-
-// The most splits of a row block of a sequence of up to `rows` rows.
-int splits_of(const AttentionProblem& p, const AttentionLimits& limits, int64_t rows) {
-  const int64_t tiles = (limits.max_kv_len + kTileKeys - 1) / kTileKeys + 1;  // sinks may cut one in two
-  const int64_t keys = std::max<int64_t>(1, (tiles + kSplitTiles - 1) / kSplitTiles);
-  const int least = p.cu_q ? 1 : static_cast<int>(std::min<int64_t>(rows, kSplitRows + 1));
-  return static_cast<int>(std::min<int64_t>(keys, split_limit(least, block_of(p, p.cu_q ? 1 : rows))));
-}
-
 bool counts_depths(const AttentionProblem& p) {
   return p.tree.ancestors && !p.tree.depths && (p.window || p.head_windows);
 }
 
-// Splits, and the sizes of the workspace.
-Workspace plan(AttentionParams& a) {
+// Fills in the schedule; the sizes of the workspace.
+Workspace schedule(AttentionParams& a) {
   const AttentionProblem& p = a.p;
-  const AttentionLimits& limits = a.limits;
+  const AttentionPlan plan = plan_attention(p, a.limits);
+  a.row_blocks = plan.row_blocks;
+  a.splits = plan.splits;
+  a.slots = plan.slots;
   Workspace w;
-  const int64_t rows = rows_of(p, limits);
-  const int block = block_of(p, rows);
-  a.row_blocks = static_cast<int>((rows + block - 1) / block);
-  if (nothing(p, limits)) return w;
-  a.splits = splits_of(p, limits, rows);
-  if (a.splits > 1) {
-    const int64_t padded = (rows + block - 1) / block * block;
-    a.slots = p.cu_q ? std::min<int64_t>(kPartialRows, padded * a.splits) : rows * a.splits;
-    const int64_t count = p.batch * p.kv_heads * a.slots;
-    w.partial_out = aligned(count * p.v_dim * 4);
-    w.partial_row = aligned(count * 4);
-  }
-  if (counts_depths(p)) w.depths = aligned(p.batch * p.tree.tokens * 4);
+  const int64_t count = p.batch * p.kv_heads * plan.slots;
+  w.partial_out = aligned(count * p.v_dim * 4);
+  w.partial_row = aligned(count * 4);
+  if (plan.rows > 0 && counts_depths(p)) w.depths = aligned(p.batch * p.tree.tokens * 4);
   return w;
 }
 
@@ -96,16 +70,16 @@ int clear(const AttentionParams& a, void* stream) {
 template <class T>
 int run(const AttentionProblem& p, const AttentionLimits& limits, char* memory, void* stream) {
   AttentionParams a = shared_params<T>(p, limits);
-  const Workspace w = plan(a);
+  const Workspace w = schedule(a);
   if (a.p.cu_q && a.limits.q_rows > 0)
     if (const int status = clear<T>(a, stream)) return status;
-  if (nothing(a.p, a.limits)) return 0;
+  if (a.row_blocks == 0) return 0;
   if (w.depths)
     if (const int status = count_depths(a, memory, stream)) return status;
   a.partial_out = reinterpret_cast<float*>(memory + w.depths);
   a.partial_tops = reinterpret_cast<float*>(memory + w.depths + w.partial_out);
   a.partial_sums = reinterpret_cast<float*>(memory + w.depths + w.partial_out + w.partial_row);
-  const int64_t rows = rows_of(a.p, a.limits);
+  const int64_t rows = a.limits.max_q_len * p.group();
   if constexpr (sizeof(T) == 4) {
     if (const int status = launch_scalar(a, stream)) return status;
   } else {
@@ -122,7 +96,7 @@ int run(const AttentionProblem& p, const AttentionLimits& limits, char* memory, 
 int64_t attention_workspace(const AttentionProblem& p, const AttentionLimits& limits) {
   if (p.heads == 0) return 0;
   AttentionParams a = shared_params<float>(p, limits);
-  return plan(a).bytes();
+  return schedule(a).bytes();
 }
 
 int attention(const AttentionProblem& p, const AttentionLimits& limits, void* workspace, void* stream) {

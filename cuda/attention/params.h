@@ -6,12 +6,6 @@
 
 namespace effops::device {
 
-inline constexpr int kStreamRows = 16;     // rows of a KV head up to which the streaming loop serves a sequence
-inline constexpr int kBlockRows = 64;      // rows of a GEMM-shaped block
-inline constexpr int kSplitRows = 512;     // more rows are parallel enough without splits
-inline constexpr int kSplitTiles = 4;      // tiles of keys that a split has at least
-inline constexpr int kPartialRows = 1024;  // partial results of a sequence and KV head
-
 struct AttentionParams {
   AttentionProblem p;
   AttentionLimits limits;

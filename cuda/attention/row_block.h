@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attention/params.h"
-#include "common/attention_tiles.h"
 #include "primitives/reduce.h"
 
 namespace effops::device {
@@ -49,10 +48,6 @@ struct RowBlock {
     return (b * a.p.kv_heads + g) * a.slots + int64_t(i) * rows + r;
   }
 };
-
-EFFOPS_HD inline int split_limit(int rows, int block) {
-  return rows > kSplitRows ? 1 : kPartialRows / ((rows + block - 1) / block * block);
-}
 
 // Rows [index * block, …) of a sequence and KV head, and the tiles of its split.
 __device__ inline RowBlock row_block_of(const AttentionParams& a, int64_t b, int64_t g, int index, int block,

@@ -29,7 +29,7 @@ __global__ void join_splits(const __grid_constant__ AttentionParams a) {
   const int64_t rows = s.q_len * a.group.divisor;
   if (r64 < 0 || r64 >= rows || rows > kSplitRows) return;
   const int r = static_cast<int>(r64);
-  const int size = sizeof(T) == 4 || rows <= kStreamRows ? kStreamRows : kBlockRows;
+  const int size = block_rows(sizeof(T) == 4, rows);
   RowBlock block = row_block_of(a, b, g, r / size, size, 0);
   if (block.splits == 1) return;
   const int splits = block.splits;

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from effops._backends import device_kernel
+from effops._backends import chosen, device_kernel
 
 _LIKE_ATTENTION = ("paged_attention", "tree_attention")
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -20,7 +20,9 @@ _REFUSED = (
 
 
 def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
-    """Names the backend, loop, splits, tasks, bytes and FLOPs of a call on the CPU, one ``name: value`` a line.
+    """Names the backend, loop, splits, tasks, bytes and FLOPs of a call on CPU tensors, one ``name: value`` a line.
+
+    With ``EFFOPS_BACKEND=simt`` attention's schedule is that of the device kernels.
 
     Args:
         op: an op of :mod:`effops.ops`.
@@ -80,7 +82,7 @@ def _attention(
 ) -> str:
     text: str = _host().explain_attention(
         dtype=dtype, batch=batch, q_len=q_len, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        v_dim=v_dim or head_dim, causal=causal, window=window, num_sinks=num_sinks,
+        v_dim=v_dim or head_dim, causal=causal, window=window, num_sinks=num_sinks, backend=chosen(),
     )  # fmt: skip
     return text + _DIFFERENTIABLE
 

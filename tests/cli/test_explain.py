@@ -23,6 +23,17 @@ def test_attention_decode_streams_and_prefill_does_not():
     assert prefill["loop"] == "gemm"
 
 
+def test_the_schedule_of_device_kernels(monkeypatch):
+    monkeypatch.setenv("EFFOPS_BACKEND", "simt")
+    decode = lines(effops.explain("attention", dtype="bfloat16", **DECODE))
+    assert (decode["backend"], decode["loop"], decode["row_block"]) == ("simt", "streaming", "16")
+    assert decode["splits"] == "17 at most" and decode["thread_blocks"] == str(8 * 8 * 17)
+    assert int(decode["workspace_bytes"]) == 8 * 8 * 17 * 4 * 130 * 4
+    many = lines(effops.explain("attention", dtype="bfloat16", **DECODE | {"q_len": 256}))
+    assert (many["loop"], many["row_block"], many["splits"]) == ("gemm", "64", "1 at most")
+    assert lines(effops.explain("tree_attention", **DECODE | {"q_len": 64}))["loop"] == "scalar"
+
+
 def test_a_window_visits_fewer_keys():
     full, windowed = (
         int(lines(effops.explain("attention", **DECODE, causal=True, window=window))["flops"]) for window in (0, 256)
