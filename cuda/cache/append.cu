@@ -44,15 +44,7 @@ int start(const AppendProblem& p, void* stream) {
 }  // namespace
 
 int append_rows(const AppendProblem& p, void* stream) {
-  switch (p.bytes) {
-    case 2:
-      return start<uint16_t>(p, stream);
-    case 4:
-      return start<uint32_t>(p, stream);
-    case 8:
-      return start<uint64_t>(p, stream);
-  }
-  return kUnsupported;
+  return with_storage(p.bytes, [&](auto element) { return start<decltype(element)>(p, stream); });
 }
 
 }  // namespace effops::device

@@ -33,15 +33,7 @@ int start(const CommitProblem& p, void* stream) {
 }  // namespace
 
 int commit_rows(const CommitProblem& p, void* stream) {
-  switch (p.bytes) {
-    case 2:
-      return start<uint16_t>(p, stream);
-    case 4:
-      return start<uint32_t>(p, stream);
-    case 8:
-      return start<uint64_t>(p, stream);
-  }
-  return kUnsupported;
+  return with_storage(p.bytes, [&](auto element) { return start<decltype(element)>(p, stream); });
 }
 
 }  // namespace effops::device

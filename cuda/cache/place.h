@@ -3,6 +3,7 @@
 
 #include "common/views.h"
 #include "primitives/element.h"
+#include "primitives/launch.h"
 #include "primitives/reduce.h"
 
 namespace effops::device {
@@ -21,6 +22,20 @@ __device__ inline int64_t place_of(const TensorView4& cache, const PageTable& pa
 template <class T>
 bool cache_in_pieces(const TensorView4& x, int64_t dim) {
   return x.dim == 1 && in_pieces(x.data, sizeof(T), {dim, x.token, x.head, x.batch});
+}
+
+// start(an unsigned of so many bytes): rows are copied, whatever they hold.
+template <class F>
+int with_storage(int64_t bytes, F&& start) {
+  switch (bytes) {
+    case 2:
+      return start(uint16_t());
+    case 4:
+      return start(uint32_t());
+    case 8:
+      return start(uint64_t());
+  }
+  return kUnsupported;
 }
 
 // The tokens [first, first + count) of a sequence, which a block writes. Of two that name one slot the later stays, so
