@@ -12,7 +12,7 @@ struct Block {
   ~Block() { std::free(data); }
 };
 
-thread_local Block blocks[2];
+thread_local Block blocks[kScratchBlocks];
 
 }  // namespace
 

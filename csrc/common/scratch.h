@@ -5,11 +5,26 @@
 
 namespace effops {
 
-// Two blocks a thread, so that a call's workspace outlives the tasks run by the calling thread.
-enum class Scratch { task, call };
+// Blocks of a thread, so that a call's workspace outlives the tasks run by the calling thread, and a task's sums its
+// steps.
+enum class Scratch { task, sums, call };
+inline constexpr int kScratchBlocks = 3;
 
 // Contents are unspecified. Throws std::bad_alloc.
 void* thread_scratch(Scratch which, size_t bytes);
+
+// A call's workspace: the thread's block, or where it is large, memory of its own that does not stay.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+  bool own_;
+};
 
 // Sequential carving of one block: measured with a null base, then placed.
 class Carver {

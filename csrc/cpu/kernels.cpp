@@ -1,9 +1,6 @@
-// Compiled once an instruction set: the only symbol that leaves is the table.
-#include "cpu/kernels.h"
-
-#include "cpu/attention/attention.h"
-#include "cpu/attention/backward.h"
+// Compiled once an instruction set, like the other kernels.cpp: the only symbol that leaves is the table.
 #include "cpu/gemv/linear.h"
+#include "cpu/kernel_list.h"
 #include "cpu/layer/layer.h"
 #include "cpu/sampling/sampling.h"
 
@@ -11,43 +8,16 @@
 #define EFFOPS_CONCAT(a, b) EFFOPS_CONCAT_(a, b)
 
 namespace effops::cpu::EFFOPS_ISA {
-namespace {
 
-// Calls f with a null pointer of the storage type.
-template <class F>
-void by_dtype(DType t, F&& f) {
-  switch (t) {
-    case DType::f32:
-      return f(static_cast<float*>(nullptr));
-    case DType::bf16:
-      return f(static_cast<bf16*>(nullptr));
-    case DType::f16:
-      return f(static_cast<f16*>(nullptr));
-    case DType::f64:
-      return f(static_cast<double*>(nullptr));
-  }
-}
+EFFOPS_KERNEL(merge_states, MergeProblem, p.dtype)
+EFFOPS_KERNEL(linear, LinearProblem, p.dtype)
+EFFOPS_KERNEL(rms_norm, RmsNormProblem, p.dtype)
+EFFOPS_KERNEL(rotary, RotaryProblem, p.dtype)
+EFFOPS_KERNEL(rotary_append, RotaryAppendProblem, p.dtype)
+EFFOPS_KERNEL(silu_mul, SiluMulProblem, p.dtype)
+EFFOPS_KERNEL(add, AddProblem, p.dtype)
+EFFOPS_KERNEL(sampling, SamplingProblem, p.dtype)
 
-#define EFFOPS_KERNEL(name, Problem)                                                                    \
-  void name(const Problem& p, const Parallel& parallel) {                                               \
-    by_dtype(p.dtype, [&](auto* t) { name##_typed<std::remove_pointer_t<decltype(t)>>(p, parallel); }); \
-  }
-
-EFFOPS_KERNEL(attention, AttentionProblem)
-EFFOPS_KERNEL(merge_states, MergeProblem)
-EFFOPS_KERNEL(linear, LinearProblem)
-EFFOPS_KERNEL(rms_norm, RmsNormProblem)
-EFFOPS_KERNEL(rotary, RotaryProblem)
-EFFOPS_KERNEL(rotary_append, RotaryAppendProblem)
-EFFOPS_KERNEL(silu_mul, SiluMulProblem)
-EFFOPS_KERNEL(add, AddProblem)
-EFFOPS_KERNEL(sampling, SamplingProblem)
-
-void attention_backward(const AttentionProblem& p, const AttentionGradients& g, const Parallel& parallel) {
-  by_dtype(p.dtype, [&](auto* t) { attention_backward_typed<std::remove_pointer_t<decltype(t)>>(p, g, parallel); });
-}
-
-}  // namespace
 }  // namespace effops::cpu::EFFOPS_ISA
 
 extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFOPS_CONCAT(effops_cpu_, EFFOPS_ISA) = {
@@ -56,4 +26,7 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::rms_norm,      &effops::cpu::EFFOPS_ISA::rotary,
     &effops::cpu::EFFOPS_ISA::rotary_append, &effops::cpu::EFFOPS_ISA::silu_mul,
     &effops::cpu::EFFOPS_ISA::add,           &effops::cpu::EFFOPS_ISA::sampling,
+    &effops::cpu::EFFOPS_ISA::routing,       &effops::cpu::EFFOPS_ISA::unpermute,
+    &effops::cpu::EFFOPS_ISA::grouped,       &effops::cpu::EFFOPS_ISA::grouped_gradient,
+    &effops::cpu::EFFOPS_ISA::experts,
 };

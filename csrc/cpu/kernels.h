@@ -2,8 +2,10 @@
 #pragma once
 
 #include "common/attention_problem.h"
+#include "common/grouped_problem.h"
 #include "common/layer_problem.h"
 #include "common/linear_problem.h"
+#include "common/moe_problem.h"
 #include "common/parallel.h"
 #include "common/sampling_problem.h"
 
@@ -22,6 +24,11 @@ struct Kernels {
   void (*silu_mul)(const SiluMulProblem&, const Parallel&);
   void (*add)(const AddProblem&, const Parallel&);
   void (*sampling)(const SamplingProblem&, const Parallel&);
+  void (*routing)(const RoutingProblem&, const Parallel&);
+  void (*unpermute)(const UnpermuteProblem&, const Parallel&);
+  void (*grouped)(const GroupedProblem&, const Parallel&);
+  void (*grouped_gradient)(const GroupedGradientProblem&, const Parallel&);
+  void (*experts)(const ExpertsProblem&, const Parallel&);
 };
 
 // The table of an instruction set of this build, and of the one in use (see isa.h).

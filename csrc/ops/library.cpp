@@ -70,4 +70,21 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def(
       "verify_typical(Tensor parents, Tensor draft_tokens, Tensor target_probs, *, float epsilon=0.09, "
       "float delta=0.3, Tensor? uniforms=None) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "topk_routing(Tensor logits, int k, *, str scoring='softmax', bool renormalize=True, float scale=1.0, "
+      "Tensor? bias=None, int groups=1, int topk_group=1, str group_score='max') -> (Tensor, Tensor)");
+  m.def("moe_sort(Tensor ids, int num_experts) -> (Tensor, Tensor, Tensor)");
+  m.def("moe_permute(Tensor x, Tensor ids, int num_experts) -> (Tensor, Tensor, Tensor)");
+  m.def("moe_unpermute(Tensor y, Tensor? weights, Tensor inverse) -> Tensor");
+  m.def(
+      "grouped_mm(Tensor x, Tensor w, Tensor offsets, *, Tensor? bias=None, Tensor? in_sizes=None, "
+      "Tensor? out_sizes=None, bool batch_invariant=False) -> Tensor");
+  m.def(
+      "grouped_mm_weight_gradient(Tensor x, Tensor dy, Tensor offsets, *, Tensor? in_sizes=None, "
+      "Tensor? out_sizes=None) -> Tensor");
+  m.def(
+      "fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor weights, Tensor ids, *, str activation='silu', "
+      "bool gated=True, bool interleaved=False, Tensor? bias_gate_up=None, Tensor? bias_down=None, "
+      "Tensor? scale_gate_up=None, Tensor? scale_down=None, int packed_features=0, "
+      "bool batch_invariant=False) -> Tensor");
 }

@@ -37,7 +37,9 @@ int64_t extent_bytes(const Arg& a) {
   const int32_t type = a.type;
   const bool wide = type == aoti_torch_dtype_float64() || type == aoti_torch_dtype_int64();
   const bool half = type == aoti_torch_dtype_float16() || type == aoti_torch_dtype_bfloat16();
-  return (last + 1) * (wide ? 8 : half ? 2 : type == aoti_torch_dtype_uint8() ? 1 : 4);
+  const bool byte =
+      type == aoti_torch_dtype_int8() || type == aoti_torch_dtype_uint8() || type == aoti_torch_dtype_bool();
+  return (last + 1) * (wide ? 8 : half ? 2 : byte ? 1 : 4);
 }
 
 void note_memory(const Arg& a, const void* data, bool writable) {

@@ -135,7 +135,7 @@ AttentionData::AttentionData(const AttentionCase& c, DType dtype, uint32_t seed)
   p.num_sinks = c.sinks;
   p.causal = c.causal;
   if (c.page) p.pages = {table_.get(), entries, 0, 1, c.page};
-  if (c.tree) p.tree = {ancestors_.get(), depths_.get(), words, c.q_len * words, c.q_len};
+  if (c.tree) p.tree = {ancestors_.get(), depths_.get(), c.q_len, words, c.q_len * words, c.q_len};
 
   for (int64_t s = 0; s < c.batch; ++s) {  // only what the op may read becomes a number
     const int64_t b = ragged ? 0 : s;

@@ -6,7 +6,7 @@
 namespace effops {
 
 void* thread_scratch(Scratch which, size_t bytes) {
-  static thread_local test::Guarded blocks[2];
+  static thread_local test::Guarded blocks[kScratchBlocks];
   test::Guarded& block = blocks[static_cast<int>(which)];
   block = test::Guarded();
   block = test::Guarded(bytes, 64);

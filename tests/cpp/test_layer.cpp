@@ -81,6 +81,7 @@ void check_rotary(DType dtype, Tensor::Shape shape, int64_t half, Layout layout)
   const Angles angles{reinterpret_cast<const float*>(cos.data()),
                       reinterpret_cast<const float*>(sin.data()),
                       half,
+                      kPositions,
                       {positions.data(), batch_stride, token_stride}};
   const RotaryProblem p{dtype, rows_of(x), shape[3], angles, x.data(), y.data()};
   kernels_under_test().rotary(p, std_threads(2));
@@ -126,6 +127,7 @@ void check_rotary_append(DType dtype, int64_t tokens, int64_t heads, int64_t kv_
   const Angles angles{reinterpret_cast<const float*>(cos.data()),
                       reinterpret_cast<const float*>(sin.data()),
                       half,
+                      kPositions,
                       {positions.data(), tokens, 1}};
   kernels_under_test().rotary({dtype, rows_of(x), dim, angles, x.data(), turned.data()}, std_threads(1));
   RotaryAppendProblem p;

@@ -19,7 +19,7 @@ void stream_scores(const R& k, int64_t keys, int64_t dim, const typename P::Elem
   for (int64_t j = 0; j < keys; j += NK) {
     const T* row[NK];
     for (int i = 0; i < NK; ++i) row[i] = k[std::min(j + i, keys - 1)];
-    (dot_rows<P, T, MR>(row, dim, ahead, q) * factor).store(scores + j * MR);
+    (dot_rows<P, T, MR>(row, dim, ahead, InterleavedQuery<P, MR>{q}) * factor).store(scores + j * MR);
     if constexpr (std::is_same_v<R, ListedRows<T>>) ahead.list += NK;
   }
 }

@@ -10,10 +10,23 @@ namespace effops::cpu::EFFOPS_ISA {
 template <class V, int MR>
 inline constexpr int kDotRows = V::width / MR;
 
-// Rows [0, kDotRows) at row[i], `dim` elements each; x is [chunk][MR][kChunk] in P::Element, zero
-// beyond dim.
-template <class P, class T, int MR, class A, class V = vec_of<T>>
-inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const typename P::Element* x) {
+// Where a chunk of vector m lies: [chunk][MR][kChunk], or each vector on its own.
+template <class P, int MR>
+struct InterleavedQuery {
+  const typename P::Element* x;
+  const typename P::Element* operator()(int64_t at, int m) const { return x + at * MR + m * P::kChunk; }
+};
+template <class P>
+struct RowQuery {
+  const typename P::Element* x;
+  int64_t row;
+  const typename P::Element* operator()(int64_t at, int m) const { return x + m * row + at; }
+};
+
+// Rows [0, kDotRows) at row[i], `dim` elements of type W each, with MR vectors in P::Element that are zero beyond dim,
+// up to a whole chunk.
+template <class P, class W, int MR, class A, class X, class V = vec_of<typename P::C>>
+inline V dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const X& x) {
   constexpr int NK = kDotRows<V, MR>, kChunk = P::kChunk;
   V acc[V::width];
 #pragma GCC unroll 16
@@ -25,14 +38,14 @@ inline V dot_rows(const T* const (&row)[kDotRows<V, MR>], int64_t dim, const A& 
       for (int i = 0; i < NK; ++i) r[i] = load(i, at);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) {
-        const auto y = P::load_query(x + at * MR + m * kChunk);
+        const auto y = P::load_query(x(at, m));
 #pragma GCC unroll 16
         for (int i = 0; i < NK; ++i) acc[i * MR + m] = P::dot(acc[i * MR + m], r[i], y);
       }
     } else {
       typename P::Chunk y[MR];
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) y[m] = P::load_query(x + at * MR + m * kChunk);
+      for (int m = 0; m < MR; ++m) y[m] = P::load_query(x(at, m));
 #pragma GCC unroll 16
       for (int i = 0; i < NK; ++i) {
         const auto r = load(i, at);

@@ -94,7 +94,7 @@ class LinearTask {
       if (n >= end) continue;
       const T* row[NK];
       for (int i = 0; i < NK; ++i) row[i] = weight + std::min(n + i, p_.out - 1) * p_.weight_row;
-      y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, x);
+      y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, InterleavedQuery<P, MR>{x});
     }
     rows_apart<MR>(y);
     for (int m = 0; m < MR && first_row + m < p_.rows; ++m) finish(first_row + m, begin, int(end - begin), y[m]);

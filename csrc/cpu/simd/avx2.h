@@ -21,6 +21,9 @@ struct Avx2Vec {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
   }
+  static Avx2Vec load(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+  }
   static Avx2Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
   // The first n <= width elements, the rest zero; nothing beyond them is read.
   template <class T>
@@ -109,6 +112,12 @@ struct Avx2Vec {
     const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     even.v = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
     odd.v = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32(int(0xffff0000))));
+  }
+  static void split(const int8_t* p, Avx2Vec& even, Avx2Vec& odd) {
+    const __m128i u = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i low = _mm_srai_epi16(_mm_slli_epi16(u, 8), 8), high = _mm_srai_epi16(u, 8);
+    even.v = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(low));
+    odd.v = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(high));
   }
   // Undoes split's order.
   static void unsplit(Avx2Vec& even, Avx2Vec& odd) {

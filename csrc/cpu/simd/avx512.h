@@ -22,7 +22,13 @@ struct Avx512Vec {
   static Avx512Vec load(const f16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  static Avx512Vec load(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  }
   // The first n <= width elements, the rest zero; nothing beyond them is read.
+  static Avx512Vec load_n(const int8_t* p, int n) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask_of(n), p)))};
+  }
   static Avx512Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask_of(n), p)}; }
   static Avx512Vec load_n(const bf16* p, int n) {
     const __m256i h = _mm256_maskz_loadu_epi16(mask_of(n), p);
@@ -157,6 +163,12 @@ struct Avx512Vec {
     const __m512i u = _mm512_loadu_si512(p);
     even.v = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
     odd.v = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(int(0xffff0000))));
+  }
+  static void split(const int8_t* p, Avx512Vec& even, Avx512Vec& odd) {
+    const __m256i u = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(u, 8), 8), high = _mm256_srai_epi16(u, 8);
+    even.v = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(low));
+    odd.v = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(high));
   }
   static void unsplit(Avx512Vec& even, Avx512Vec& odd) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

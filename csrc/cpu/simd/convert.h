@@ -21,6 +21,7 @@ inline uint32_t float_to_bits(float f) {
 }
 
 inline float to_float(float x) { return x; }
+inline float to_float(int8_t x) { return x; }
 inline double to_float(double x) { return x; }
 inline float to_float(bf16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
 

@@ -36,6 +36,14 @@ struct PortableVec {
     for (int i = 0; i < n; ++i) r.v[i] = static_cast<C>(to_float(p[i]));
     return r;
   }
+  // Elements 2i and 2i + 1.
+  template <class T>
+  static void split(const T* p, PortableVec& even, PortableVec& odd) {
+    for (int i = 0; i < W; ++i) {
+      even.v[i] = static_cast<C>(to_float(p[2 * i]));
+      odd.v[i] = static_cast<C>(to_float(p[2 * i + 1]));
+    }
+  }
   void store(C* p) const { std::memcpy(p, &v, sizeof v); }
   template <class T>
   void store(T* p) const {

@@ -23,8 +23,12 @@ struct FmaProduct {
   struct Chunk {
     V a, b;
   };
-  static Chunk load(const T* p) { return {V::load(p), V::load(p + W)}; }
-  static Chunk load_n(const T* p, int n) {
+  template <class S>  // T or int8
+  static Chunk load(const S* p) {
+    return {V::load(p), V::load(p + W)};
+  }
+  template <class S>
+  static Chunk load_n(const S* p, int n) {
     return {V::load_n(p, n < W ? n : W), n > W ? V::load_n(p + W, n - W) : V::zero()};
   }
   static Chunk load_query(const Element* p) { return {V::load(p), V::load(p + W)}; }
@@ -40,6 +44,7 @@ struct FmaProduct {
   static Chunk pack_rows(const Chunk& x, const Chunk&) { return x; }
   static V broadcast(const Unit* p) { return V::set1(*p); }
   static V load_units(const Unit* p) { return V::load(p); }
+  static V pair(V x, V) { return x; }
   static V multiply_add(V x, V w, V acc) { return fmadd(x, w, acc); }
   static void restore(V&, V&) {}
   // Probabilities of width / MR keys, [key][MR]: as units, [key / kPack][MR].
@@ -67,6 +72,16 @@ struct Bf16Product {
   static Chunk load_n(const T* p, int n) {  // n < kChunk
     return {_mm512_maskz_loadu_epi16((1u << n) - 1, p), _mm512_setzero_si512()};
   }
+  // Integers up to 2^8 are bfloat16 values.
+  static V pairs_of(const int8_t* p) {
+    const V low = V::load(p), high = V::load(p + W);
+    return {(__m512)_mm512_cvtne2ps_pbh(high.v, low.v)};
+  }
+  static Chunk load(const int8_t* p) { return {(__m512i)pairs_of(p).v, _mm512_setzero_si512()}; }
+  static Chunk load_n(const int8_t* p, int n) {  // n < kChunk
+    const V low = V::load_n(p, n < W ? n : W), high = n > W ? V::load_n(p + W, n - W) : V::zero();
+    return {(__m512i)_mm512_cvtne2ps_pbh(high.v, low.v), _mm512_setzero_si512()};
+  }
   static Chunk load_query(const T* p) { return load(p); }
   static V dot(V acc, const Chunk& x, const Chunk& y) { return multiply_add({(__m512)x.a}, {(__m512)y.a}, acc); }
 
@@ -78,6 +93,11 @@ struct Bf16Product {
   }
   static V broadcast(const Unit* p) { return {(__m512)_mm512_set1_epi32(int(*p))}; }
   static V load_units(const Unit* p) { return {(__m512)_mm512_loadu_si512(p)}; }
+  // Of widened bfloat16 values.
+  static V pair(V low, V high) {
+    const __m512i upper = _mm512_and_si512((__m512i)high.v, _mm512_set1_epi32(int(0xffff0000)));
+    return {(__m512)_mm512_or_si512(upper, _mm512_srli_epi32((__m512i)low.v, 16))};
+  }
   static V multiply_add(V x, V w, V acc) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)x.v, (__m512bh)w.v)}; }
   static void restore(V& low, V& high) {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
