@@ -5,6 +5,8 @@
 #include "attention/merge_states.h"
 #include "cache/cache.h"
 #include "layer/layer.h"
+#include "moe/grouped.h"
+#include "moe/moe.h"
 #include "sampling/sampling.h"
 #include "speculative/speculative.h"
 #ifndef __CUDACC__
@@ -48,6 +50,15 @@ DeviceLibrary library() {
   l.verify_workspace = &verify_workspace;
   l.verify_rejection = &verify_rejection;
   l.verify_typical = &verify_typical;
+  l.topk_routing = &topk_routing;
+  l.sort_slots_workspace = &sort_slots_workspace;
+  l.sort_slots = &sort_slots;
+  l.permute_rows = &permute_rows;
+  l.unpermute_rows = &unpermute_rows;
+  l.grouped_workspace = &grouped_workspace;
+  l.grouped = &grouped;
+  l.grouped_gradient_workspace = &grouped_gradient_workspace;
+  l.grouped_gradient = &grouped_gradient;
   return l;
 }
 

@@ -4,7 +4,9 @@
 
 #include "common/append.h"
 #include "common/device_attention_plan.h"
+#include "common/grouped_problem.h"
 #include "common/layer_problem.h"
+#include "common/moe_problem.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
 
@@ -45,6 +47,15 @@ struct DeviceLibrary {
   int64_t (*verify_workspace)(const VerifyProblem&);  // of the two that follow
   int (*verify_rejection)(const VerifyProblem&, void* workspace, int64_t* flaw, void* stream);  // flaw: LawFlaw
   int (*verify_typical)(const VerifyProblem&, void* workspace, int64_t* flaw, void* stream);
+  int (*topk_routing)(const RoutingProblem&, void* stream);
+  int64_t (*sort_slots_workspace)(const SlotSortProblem&);
+  int (*sort_slots)(const SlotSortProblem&, void* workspace, void* stream);
+  int (*permute_rows)(const PermuteProblem&, void* stream);
+  int (*unpermute_rows)(const UnpermuteProblem&, void* stream);
+  int64_t (*grouped_workspace)(const GroupedProblem&);
+  int (*grouped)(const GroupedProblem&, void* workspace, void* stream);
+  int64_t (*grouped_gradient_workspace)(const GroupedGradientProblem&);
+  int (*grouped_gradient)(const GroupedGradientProblem&, void* workspace, void* stream);
 };
 
 }  // namespace effops::device

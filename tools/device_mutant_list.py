@@ -21,6 +21,11 @@ STREAM, BLOCK, SCALAR, LOAD, ROWS, MASK, OUTPUT, FRAGMENTS = (
 )
 BF16 = ("tests/ops/test_attention_bounds.py", "-k", "test_where_the_schedule_changes and bf16")
 F32 = ("tests/ops/test_attention_bounds.py", "-k", "test_any_call and f32")
+GROUPED, GROUPED_OUTPUT, OPERANDS, GRADIENT, TOKEN, SLOTS = (
+    f"cuda/moe/{f}.h"
+    for f in ("grouped_tiles", "grouped_output", "operands", "grouped_gradient_tiles", "routing_token", "slot_sort")
+)
+GROUPS = ("tests/ops/test_grouped.py", "-k", "test_any_call and bf16 or test_sizes and bf16")
 EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
 
 DEVICE_MUTANTS = (
@@ -142,5 +147,80 @@ DEVICE_MUTANTS = (
         "    if (r + 1 < block.rows) {\n      RowSoftmax all;",
         "any call of few rows",
         tests=BF16,
+    ),
+    DeviceMutant(
+        "grouped-missing-barrier",
+        GROUPED,
+        "        __syncthreads();  // the step is there, and the one before has been read\n",
+        "",
+        "any product",
+        report="race|wait",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "grouped-missing-wait",
+        GROUPED,
+        "        copy_wait<kStages - 2>();\n",
+        "",
+        "any product of aligned rows",
+        report="wait",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "grouped-stage-too-early",
+        GROUPED,
+        "load.load(stage == 0 ? kStages - 1 : stage - 1);",
+        "load.load(stage == 0 ? kStages - 2 : stage - 1);",
+        "more depth than the pipeline is long",
+        report="race|wait",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "grouped-rows-of-the-next-group",
+        GROUPED_OUTPUT,
+        "if (first_row + row >= tile.rows || feature >= features) continue;",
+        "if (feature >= features) continue;",
+        "groups that do not fill a tile",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "grouped-rows-past-the-end",
+        GROUPED,
+        "    output.clear();\n",
+        "",
+        "rows past the last group's end",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "grouped-weight-fragments-swapped",
+        OPERANDS,
+        "column / 8 + 2 * n + lane / 16",
+        "column / 8 + 2 * n + 1 - lane / 16",
+        "any product whose outputs are neighbours in w",
+        tests=GROUPS,
+    ),
+    DeviceMutant(
+        "gradient-rows-of-the-next-group",
+        GRADIENT,
+        "first + line < rows_.end ? count",
+        "first + line < p_.rows ? count",
+        "two groups with rows",
+        tests=("tests/ops/test_grouped.py", "-k", "test_any_weight_gradient and bf16"),
+    ),
+    DeviceMutant(
+        "routing-ties-to-the-last",
+        TOKEN,
+        "if (!best.before(v, i)) best = {v, i};\n  }\n  return best;",
+        "if (v >= best.value) best = {v, i};\n  }\n  return best;",
+        "equal logits",
+        tests=("tests/ops/test_routing.py", "-k", "test_ties"),
+    ),
+    DeviceMutant(
+        "sort-not-stable",
+        SLOTS,
+        "__popc(peers & ((1u << lane_index()) - 1))",
+        "__popc(peers >> lane_index() >> 1)",
+        "an expert with two slots",
+        tests=("tests/ops/test_moe_permute.py", "-k", "test_sort"),
     ),
 )

@@ -22,7 +22,10 @@ ENTRY = re.compile(r"Compiling entry function '(\S+)' for")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 # What most models run: these must not spill.
-MAIN = re.compile(r"(stream|block)_attention<.*, (64|96|128)>|scalar_attention<(64|128)>")
+MAIN = re.compile(
+    r"(stream|block)_attention<.*, (64|96|128)>|scalar_attention<(64|128)>|grouped_(gradient_)?tiles<|topk_routing"
+)
+GROUPED_SHAPES = ("few", "some", "many")  # csrc/common/device_grouped_plan.h
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def demangled(names: list[str]) -> list[str]:
     short = []
     for line in text.splitlines():
         name = re.sub(r"\(anonymous namespace\)::|effops::device::|effops::|^void ", "", line)
+        name = re.sub(r"\(GroupedShape\)(\d)", lambda m: GROUPED_SHAPES[int(m[1])], name)
         short.append(re.sub(r"\((?!int\)|bool\)).*\)$", "", name).replace("(int)", "").replace("(bool)", ""))
     return short
 

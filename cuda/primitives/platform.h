@@ -7,9 +7,11 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define EFFOPS_UNROLL _Pragma("unroll")
+#define EFFOPS_KEEP_LOOP _Pragma("unroll 1")
 #else
 #include "simt/device.h"
 #define EFFOPS_UNROLL
+#define EFFOPS_KEEP_LOOP
 #endif
 
 namespace effops::device {

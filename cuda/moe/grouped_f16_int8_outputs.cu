@@ -1,0 +1,7 @@
+#include "moe/grouped_launch.h"
+
+namespace effops::device {
+
+template int launch_grouped<f16, int8_t, false>(const GroupedParams&, const GroupedPlan&, void*);
+
+}  // namespace effops::device

@@ -1,0 +1,7 @@
+#include "moe/grouped_launch.h"
+
+namespace effops::device {
+
+template int launch_grouped<f16, f16, false>(const GroupedParams&, const GroupedPlan&, void*);
+
+}  // namespace effops::device

@@ -1,0 +1,7 @@
+#include "moe/grouped_launch.h"
+
+namespace effops::device {
+
+template int launch_grouped<float, int8_t, true>(const GroupedParams&, const GroupedPlan&, void*);
+
+}  // namespace effops::device

@@ -1,0 +1,7 @@
+#include "moe/grouped_gradient_launch.h"
+
+namespace effops::device {
+
+template int launch_grouped_gradient<f16>(const GradientParams&, void*);
+
+}  // namespace effops::device
