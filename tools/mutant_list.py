@@ -20,6 +20,8 @@ PROBLEM, TILES, PLAN, PLAN_CPP = (f"csrc/common/attention_{f}" for f in ("proble
 ROWS, STREAM, BLOCK, BACKWARD = (f"csrc/cpu/attention/{f}.h" for f in ("rows", "stream", "block", "backward"))
 SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
 TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
+ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.h", "csrc/ops/moe.cpp"
+MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -515,5 +517,117 @@ MUTANTS = (
         "std::memcpy(embedded.data() + b * d * item,",
         "std::memcpy(embedded.data(),",
         "medusa_draft with roots and two sequences",
+    ),
+    Mutant(
+        "routing-ties-backwards",
+        ROUTING,
+        "for (int64_t e = p_.experts; e-- > 0;) {\n      if (alone",
+        "for (int64_t e = 0; e < p_.experts; ++e) {\n      if (alone",
+        "equal logits",
+    ),
+    Mutant(
+        "routing-weighs-with-bias",
+        ROUTING,
+        "weights_[j * W + i] = logits_[static_cast<int64_t>(ids_[j * W + i]) * W + i];",
+        "weights_[j * W + i] = select_[static_cast<int64_t>(ids_[j * W + i]) * W + i];",
+        "a bias, whose weights are those of the scores alone",
+    ),
+    Mutant(
+        "routing-one-best-for-two",
+        ROUTING,
+        "second = max(second, min(best, x));",
+        "second = max(second, best);",
+        "group_score top2 with groups whose best experts are not theirs",
+    ),
+    Mutant(
+        "routing-ties-of-groups-backwards",
+        ROUTING,
+        "other < g ? where_less(score, own, V::zero(), one)",
+        "other > g ? where_less(score, own, V::zero(), one)",
+        "groups of equal scores",
+    ),
+    Mutant(
+        "routing-total-of-the-chosen",
+        ROUTING,
+        "if (!p_.renormalize) top = top_;",
+        "",
+        "softmax without renormalisation whose largest logit lies outside of the chosen groups",
+    ),
+    Mutant(
+        "routing-nan-unseen",
+        ROUTING,
+        "flaw = where_less(x, V::set1(1), flaw, where_less(V::zero(), x, flaw, V::set1(1)));",
+        "",
+        "a NaN logit of an expert that is not chosen",
+    ),
+    Mutant(
+        "sort-counts-the-dropped",
+        MOE_SORT,
+        "const int32_t place = kept ? p.offsets[id]++ : dropped++;",
+        "const int32_t place = kept ? p.offsets[id]++ : dropped;",
+        "dropped choices, which come last",
+    ),
+    Mutant(
+        "sort-ignores-strides",
+        MOE_SORT,
+        "p.ids[t * p.token + j * p.choice];",
+        "p.ids[t * p.k + j];",
+        "ids that are no contiguous memory",
+    ),
+    Mutant(
+        "permute-leaves-the-rest",
+        MOE_SORT,
+        "std::memset(p.y + i * bytes, 0, bytes);",
+        "",
+        "rows past the last expert's, in memory that was not zero",
+    ),
+    Mutant(
+        "unpermute-reads-the-absent",
+        UNPERMUTE,
+        "if (places[j] >= 0) body(",
+        "if (places[j] >= -1) body(",
+        "-1 among the places",
+    ),
+    Mutant(
+        "unpermute-drops-the-tail",
+        UNPERMUTE,
+        "for (; d < p.dim; d += V::width) {",
+        "for (; d + V::width <= p.dim; d += V::width) {",
+        "a dim that is no multiple of the vector",
+    ),
+    Mutant(
+        "unchecked-place",
+        MOE_OPS,
+        "places.at(t, j) >= -1 && places.at(t, j) < p.slots",
+        "places.at(t, j) >= -1 && places.at(t, j) <= p.slots",
+        "an inverse that names the row after the last",
+    ),
+    Mutant(
+        "grouped-leaves-the-rest",
+        GROUPED,
+        "for (int64_t i = end; i < p.rows; ++i) std::fill_n(y + i * p.y_row, features, T{});",
+        "",
+        "rows past the last group",
+    ),
+    Mutant(
+        "grouped-ignores-out-sizes",
+        GROUPED,
+        "columns_of(p, tile, out_of(p, g));",
+        "columns_of(p, tile, p.out);",
+        "out_sizes, with NaN beyond them",
+    ),
+    Mutant(
+        "experts-swap-gate-and-up",
+        EPILOGUE,
+        "activated(p_.activation, V::load(c + j), V::load(c + TileColumns::kRun + j))",
+        "activated(p_.activation, V::load(c + TileColumns::kRun + j), V::load(c + j))",
+        "any gated layer",
+    ),
+    Mutant(
+        "experts-forget-the-weight",
+        "csrc/cpu/moe/experts.h",
+        "add(V::set1(weights[slot]), values,",
+        "add(V::set1(weights[slot] * 0 + 1), values,",
+        "weights other than 1",
     ),
 )

@@ -7,7 +7,10 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "cache", "decoding", "explain", "integrations", "models", "nn", "ops", "reference"]
+__all__ = [
+    "__version__", "batch_invariant", "cache", "decoding", "explain", "integrations", "models", "nn", "ops",
+    "reference",
+]  # fmt: skip
 
 _subpackages = {"cache", "decoding", "integrations", "models", "nn", "ops", "reference"}
 
@@ -17,6 +20,8 @@ def __getattr__(name: str) -> ModuleType | Any:
         return importlib.import_module(f"effops.{name}")
     if name == "explain":
         return importlib.import_module("effops._explain").explain
+    if name == "batch_invariant":
+        return importlib.import_module("effops.ops._invariance").batch_invariant
     raise AttributeError(f"module 'effops' has no attribute {name!r}")
 
 

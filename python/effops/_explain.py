@@ -36,6 +36,9 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
             sample, sampling_probs: ``rows, vocab``.
+            topk_routing, moe_sort: ``rows, experts, k``; moe_permute: the same and ``dim``; moe_unpermute: ``rows, k,
+            dim``; grouped_mm, grouped_mm_weight_gradient: ``rows, groups, n, k`` (k inputs, n outputs); fused_experts:
+            ``rows, experts, k, width, inner``.
             pack_ancestors, verify_greedy: ``batch, nodes``; verify_rejection, verify_typical: ``batch, nodes, vocab``
             (their dtypes are fixed).
 
@@ -196,6 +199,49 @@ def _silu_mul(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"one pass over {rows} rows", rows * dim, rows * (dim // 2))
 
 
+_THROUGH_WEIGHTS = "gradient: torch's own operators, through the weights"
+_BY_ROWS = "by the rows that a group has: inner products with the weights as they lie for few, panels of 32 for many"
+
+
+def _topk_routing(*, dtype: str, experts: int, k: int, rows: int = 1) -> str:
+    loop = f"a token a lane: {experts} scores, each inserted into the {k} best"
+    written = rows * k * (4 + max(4, _ITEM_BYTES[dtype]))
+    return _one_pass(dtype, loop, rows * experts, written, _THROUGH_WEIGHTS, 1)
+
+
+def _moe_sort(*, dtype: str, experts: int, k: int, rows: int = 1) -> str:
+    return _one_walk("a counting sort, two passes over the slots", 1, rows * k * 4, 4 * (2 * rows * k + experts))
+
+
+def _moe_permute(*, dtype: str, experts: int, k: int, dim: int, rows: int = 1) -> str:
+    loop = f"a counting sort of {rows * k} slots of {experts} experts, then a copy a slot"
+    return _one_pass(dtype, loop, rows * k * dim, rows * k * dim, "gradient: moe_unpermute")
+
+
+def _moe_unpermute(*, dtype: str, k: int, dim: int, rows: int = 1) -> str:
+    loop = f"one pass over {rows} tokens, {k} rows each"
+    return _one_pass(dtype, loop, rows * k * dim, rows * dim, "gradient: torch's own operators, in y and weights")
+
+
+def _grouped_mm(*, dtype: str, groups: int, n: int, k: int, rows: int = 1) -> str:
+    gradient = "gradient: grouped_mm and grouped_mm_weight_gradient"
+    text = _one_pass(dtype, _BY_ROWS, rows * k + groups * k * n, rows * n, gradient)
+    return f"{text}\nflops: {2 * rows * n * k}"
+
+
+def _weight_gradient(*, dtype: str, groups: int, n: int, k: int, rows: int = 1) -> str:
+    loop = "group by group: panels of 32 columns of dy, inputs as rows"
+    return f"{_one_pass(dtype, loop, rows * (k + n), groups * k * n, _NO_GRADIENT)}\nflops: {2 * rows * n * k}"
+
+
+def _fused_experts(*, dtype: str, experts: int, k: int, width: int, inner: int, rows: int = 1) -> str:
+    chosen = min(experts, rows * k)
+    read = rows * width + chosen * 3 * inner * width
+    gradient = "gradient: a composition of moe_permute, grouped_mm, torch's activation and moe_unpermute"
+    text = _one_pass(dtype, f"two products, {_BY_ROWS}", read, rows * width, gradient)
+    return f"{text}\nflops: {6 * rows * k * inner * width}\nexperts_read: {chosen} at most"
+
+
 def _one_walk(loop: str, batch: int, read: int, written: int) -> str:
     """Ops on trees: the same code on every instruction set; bytes of a sequence."""
     lines = (
@@ -245,6 +291,13 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "sample": _sample,
     "sampling_probs": _sampling_probs,
     "silu_mul": _silu_mul,
+    "topk_routing": _topk_routing,
+    "moe_sort": _moe_sort,
+    "moe_permute": _moe_permute,
+    "moe_unpermute": _moe_unpermute,
+    "grouped_mm": _grouped_mm,
+    "grouped_mm_weight_gradient": _weight_gradient,
+    "fused_experts": _fused_experts,
     "pack_ancestors": _pack_ancestors,
     "verify_greedy": _verify_greedy,
     "verify_rejection": _verify_rejection,

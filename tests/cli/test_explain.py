@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import effops
 import pytest
+import torch
 from effops import _explain, cli, ops
 from effops.commands.explain import SIZES
 
@@ -50,11 +51,18 @@ def test_packed_linear_names_the_path():
 
 
 def test_every_op_is_explained():
-    functions = {name for name in ops.__all__ if name not in ("Accepted", "PackedWeight", "pack_weight")}
+    functions = {name for name in ops.__all__ if hasattr(torch.ops.effops, name)}
     assert set(SIZES) == set(_explain._EXPLAINED) == functions
     for op, sizes in SIZES.items():
         found = lines(effops.explain(op, **{name: 4 if x is None else x for name, x in sizes.items()}))
         assert found["op"] == op and found["backend"] == "cpu" and found["gradient"] and found["isa"]
+
+
+def test_a_layer_of_experts_reads_the_chosen_ones():
+    sizes = {"experts": 64, "k": 8, "width": 10, "inner": 3}
+    few, many = (lines(effops.explain("fused_experts", rows=n, **sizes)) for n in (2, 100))
+    assert (few["experts_read"], many["experts_read"]) == ("16 at most", "64 at most")
+    assert int(few["bytes_read"]) == 4 * (2 * 10 + 16 * 90) and int(many["flops"]) == 6 * 800 * 30
 
 
 def test_counts_of_one_pass_ops():

@@ -46,12 +46,15 @@ def test_passes_and_names_what_it_did(run_cli):
         "varlen_attention",
         "merge_states",
         "append_kv",
+        "fused_experts",
+        "grouped_mm",
         "packed_linear",
         "rotary_append",
         "sample",
         "sampling_probs",
         "silu_mul",
         "pack_ancestors",
+        "topk_routing",
         "verify_rejection",
     ):
         assert f"\n{op} " in done.stdout

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import effops.ops  # noqa: F401  (loads the ops)
 import torch
+from effops import ops
 from strategies.values import int32, normal
 from torch import Tensor
 
@@ -135,6 +135,32 @@ def sampling() -> Arguments:
     return {"logits": normal(2, 3, 9), "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
 
 
+def moe_ids() -> Tensor:
+    """N 3, K 2, of four experts."""
+    return int32(2, 0, 3, -1, 0, 2).view(3, 2)
+
+
+def grouped_mm() -> Arguments:
+    """R 6, d 5, f 7, three groups, one row left over."""
+    sizes = {"in_sizes": int32(5, 2, 4), "out_sizes": int32(7, 6, 3)}
+    call = {"x": normal(6, 5), "w": normal(3, 5, 7, seed=1), "offsets": int32(2, 4, 5), "bias": normal(3, 7, seed=2)}
+    return call | sizes | {"batch_invariant": True}
+
+
+def grouped_mm_weight_gradient() -> Arguments:
+    call = {name: x for name, x in grouped_mm().items() if name not in ("w", "bias", "batch_invariant")}
+    return call | {"dy": normal(6, 7, seed=3)}
+
+
+def fused_experts() -> Arguments:
+    """N 3, K 2, d 8, f 5, four experts, biases, int8: floating weights have calls of their own."""
+    up, down = ops.pack_experts(normal(4, 10, 8, seed=1)), ops.pack_experts(normal(4, 8, 5, seed=2))
+    layer = {"w_gate_up": up.data, "w_down": down.data, "scale_gate_up": up.scale, "scale_down": down.scale,
+             "bias_gate_up": normal(4, 10, seed=3), "bias_down": normal(4, 8, seed=4)}  # fmt: skip
+    choices = {"weights": normal(3, 2, seed=5).abs(), "ids": moe_ids()}
+    return {"x": normal(3, 8), **layer, **choices, "activation": "gelu", "interleaved": True}
+
+
 PARENTS = (-1, 0, 0, 1, 1, 2, -2)  # a tree of six nodes, and padding
 
 
@@ -159,8 +185,14 @@ CALLS = {
     "commit_kv": commit_kv,
     "decoder": decoder,
     "decoder_layer": decoder_layer,
+    "fused_experts": fused_experts,
+    "grouped_mm": grouped_mm,
+    "grouped_mm_weight_gradient": grouped_mm_weight_gradient,
     "medusa_draft": medusa_draft,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
+    "moe_permute": lambda: {"x": normal(3, 8), "ids": moe_ids(), "num_experts": 4},
+    "moe_sort": lambda: {"ids": moe_ids(), "num_experts": 4},
+    "moe_unpermute": lambda: {"y": normal(5, 8), "weights": normal(3, 2, seed=1), "inverse": moe_ids()},
     "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},
     "packed_linear": packed_linear,
     "paged_attention": paged_attention,
@@ -171,6 +203,17 @@ CALLS = {
     "sample": lambda: sampling() | {"uniforms": torch.linspace(0, 0.99, 6, dtype=torch.float64).view(2, 3)},
     "sampling_probs": sampling,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
+    "topk_routing": lambda: {
+        "logits": normal(3, 8),
+        "k": 3,
+        "scoring": "sigmoid",
+        "renormalize": True,
+        "scale": 2.5,
+        "bias": normal(8, seed=1),
+        "groups": 4,
+        "topk_group": 2,
+        "group_score": "top2",
+    },
     "varlen_attention": varlen_attention,
     "varlen_attention_backward": lambda: backward("varlen_attention", varlen_attention()),
     "verify_greedy": lambda: verification(target_tokens=torch.tensor([[1, 3, 0, 2, 2, 2, 2], [2, 0, 0, 2, 4, 2, 2]])),

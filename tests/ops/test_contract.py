@@ -33,10 +33,17 @@ FREE = {
     ("sample", "logits", 2),
     ("sampling_probs", "logits", 0), ("sampling_probs", "logits", 1), ("sampling_probs", "logits", 2),
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
-    ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1),
+    ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1), ("topk_routing", "logits", 0),
+    ("moe_sort", "ids", 0), ("moe_sort", "ids", 1), ("moe_permute", "x", 1), ("moe_permute", "ids", 1),
+    ("moe_unpermute", "y", 0), ("moe_unpermute", "y", 1), ("grouped_mm", "x", 0),
+    ("grouped_mm_weight_gradient", "x", 1), ("grouped_mm_weight_gradient", "dy", 1),
 }  # fmt: skip
 ANY_RANK = {("rms_norm", "x"), ("sampling_probs", "logits"), ("silu_mul", "x")}
-WITH_GRADIENT = {"attention", "varlen_attention", "merge_states"}
+WITH_GRADIENT = {
+    "attention", "grouped_mm", "merge_states", "moe_permute", "moe_unpermute", "topk_routing",
+    "varlen_attention",
+}  # fmt: skip
+WITHOUT_OWN_GRADIENT = {("topk_routing", "bias")}  # of ops that have one in other inputs
 
 
 def refused(op: Any, call: dict[str, Any], argument: str | None = None, says: str = "expected .+, got .+") -> None:
@@ -128,7 +135,7 @@ def test_requires_grad(op, name):
     if not call[name].is_floating_point():
         return  # an integer tensor cannot require grad
     tracked = call | {name: call[name].requires_grad_()}
-    if name_of(op) not in WITH_GRADIENT:
+    if name_of(op) not in WITH_GRADIENT or (name_of(op), name) in WITHOUT_OWN_GRADIENT:
         refused(op, tracked, name, "expected a tensor that does not require grad, got one that does")
         public = getattr(effops.ops, name_of(op), None)
         if public is not None:
@@ -138,7 +145,7 @@ def test_requires_grad(op, name):
             run(op, tracked)
         return
     results = run(op, tracked)
-    loss = sum(x.sum() for x in results)
+    loss = sum(x.square().sum() for x in results if x.is_floating_point())
     loss.backward()
     assert call[name].grad.shape == call[name].shape and call[name].grad.ne(0).any()
 
@@ -268,6 +275,36 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("verify_typical", "uniforms", torch.tensor([0.0, -1e-9]).double(), r"expected .+, got -1e-09 at index \[1\]"),
     ("verify_typical", "draft_tokens", torch.full((2, 7), -1), r"expected values in .+, got -1 at index \[0, 1\]"),
     ("verify_typical", "epsilon", -0.1, r"expected a number in \[0, 1\], got -0.1"),
+    ("topk_routing", "k", 0, r"expected a number in \[1, 4\] \(experts of topk_group groups\), got 0"),
+    ("topk_routing", "k", 5, r"expected a number in \[1, 4\] .+, got 5"),
+    ("topk_routing", "scoring", "cosine", "expected softmax or sigmoid, got cosine"),
+    ("topk_routing", "scale", torch.inf, "expected a finite number, got inf"),
+    ("topk_routing", "scale", torch.nan, "expected a finite number, got nan"),
+    ("topk_routing", "groups", 3, "expected a divisor of E = 8, got 3"),
+    ("topk_routing", "groups", 0, "expected a divisor of E = 8, got 0"),
+    ("topk_routing", "topk_group", 5, r"expected a number in \[1, 4\] \(groups\), got 5"),
+    ("topk_routing", "topk_group", 0, r"expected a number in \[1, 4\] \(groups\), got 0"),
+    ("topk_routing", "group_score", "mean", "expected max or top2, got mean"),
+    ("topk_routing", "logits", normal(3, 0), r"expected E in \[1, 16777216\], got shape \[3, 0\]"),
+    ("moe_sort", "num_experts", 0, r"expected a number in \[1, 16777216\], got 0"),
+    ("moe_sort", "ids", int32(2, 0, 3, -2, 0, 2).view(3, 2), r"expected .+ \[-1, 4\), got -2 at index \[1, 1\]"),
+    ("moe_sort", "ids", int32(2, 0, 4, -1, 0, 2).view(3, 2), r"expected .+ \[-1, 4\), got 4 at index \[1, 0\]"),
+    ("moe_permute", "num_experts", -1, "expected a number in .+, got -1"),
+    ("moe_permute", "ids", int32(2, 0, 3, -1, 4, 2).view(3, 2), r"expected .+ \[-1, 4\), got 4 at index \[2, 0\]"),
+    ("moe_unpermute", "inverse", int32(2, 0, 3, -1, 5, 2).view(3, 2), r"expected .+ \[-1, 5\) .+, got 5 at .+\[2, 0\]"),
+    ("moe_unpermute", "inverse", int32(2, 0, 3, -2, 0, 2).view(3, 2), r"expected values .+, got -2 at index \[1, 1\]"),
+    ("grouped_mm", "offsets", int32(2, 1, 5), "expected ends that do not decrease from 2, got 1 at index 1"),
+    ("grouped_mm", "offsets", int32(-1, 1, 5), "expected ends that do not decrease from 0, got -1 at index 0"),
+    ("grouped_mm", "offsets", int32(2, 4, 7), r"expected values up to 6 \(N\), got 7 at index 2"),
+    ("grouped_mm", "in_sizes", int32(5, 6, 4), r"expected values in \[0, 5\] \(d\), got 6 at index 1"),
+    ("grouped_mm", "out_sizes", int32(7, 6, -1), r"expected values in \[0, 7\] \(f\), got -1 at index 2"),
+    ("grouped_mm_weight_gradient", "offsets", int32(2, 1, 5), "expected .+ not decrease from 2, got 1 at .+ 1"),
+    ("grouped_mm_weight_gradient", "out_sizes", int32(7, 8, 0), r"expected values in \[0, 7\] \(f\), got 8 at index 1"),
+    ("fused_experts", "activation", "tanh", "expected silu, gelu, gelu_tanh, relu2 or swiglu_oai, got tanh"),
+    ("fused_experts", "gated", False, "expected False without a gate, got True"),
+    ("fused_experts", "ids", int32(2, 0, 3, -1, 4, 2).view(3, 2), r"expected .+ \[-1, 4\), got 4 at index \[2, 0\]"),
+    ("fused_experts", "scale_down", None, "expected a tensor beside scale_gate_up, got none"),
+    ("fused_experts", "scale_gate_up", None, "expected dtype float32 like x, got int8"),
     ("verify_typical", "delta", torch.nan, r"expected a number in \[0, 1\], got nan"),
 ]  # fmt: skip
 
@@ -275,7 +312,9 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
 @pytest.mark.parametrize("name, argument, value, says", VALUES)
 def test_wrong_value(name, argument, value, says):
     op = getattr(torch.ops.effops, name).default
-    blamed = {"max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q"}.get(argument, argument)
+    blamed = {
+        "max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q", "gated": "interleaved", "scale_gate_up": "w_gate_up",
+    }.get(argument, argument)  # fmt: skip
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
 
 

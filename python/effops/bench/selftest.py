@@ -18,6 +18,14 @@ from torch import Tensor
 from effops import ops, reference
 from effops.reference import bounds
 from effops.reference.gradient_bounds import attention_gradient_bound
+from effops.reference.moe_bounds import (
+    fused_experts_bound,
+    grouped_mm_bound,
+    grouped_mm_weight_gradient_bound,
+    moe_unpermute_bound,
+    routing_is_right,
+    topk_routing_bound,
+)
 from effops.reference.sampling_bounds import sample_bound, sampling_probs_bound
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
@@ -379,6 +387,71 @@ def _sampling_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("sample", f"16 rows of 700, {name}", partial(draw, options))
 
 
+ROUTINGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "top 2 of the softmax": (2, {}),
+    "top 8, not renormalised": (8, {"renormalize": False}),
+    "8 sigmoids of 4 in 8 groups": (8, {"scoring": "sigmoid", "groups": 8, "topk_group": 4, "group_score": "top2",
+                                        "scale": 2.5}),
+}  # fmt: skip
+
+
+def _expert_cases(dtype: torch.dtype) -> Iterator[Case]:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ids = torch.randint(-1, 5, (40, 3), generator=torch.Generator().manual_seed(14)).int()
+
+    def route(k: int, options: dict[str, Any]) -> float:
+        logits = 2 * _Draw(15, dtype)(70, 64)
+        weights, chosen = ops.topk_routing(logits, k, **options)
+        right = routing_is_right(logits, chosen, **options).all()
+        return topk_routing_bound(logits, chosen, **options).worst(weights) if right else math.inf
+
+    def there_and_back() -> float:
+        x, weights = _Draw(16, dtype)(40, 75), _Draw(17, wide)(40, 3)
+        xp, offsets, inverse = ops.moe_permute(x, ids, 5)
+        expected = reference.moe_permute(x, ids, 5)
+        same = max(_equal(a, b) for a, b in zip((xp, offsets, inverse), expected, strict=True))
+        return max(same, moe_unpermute_bound(xp, weights, inverse).worst(ops.moe_unpermute(xp, weights, inverse)))
+
+    def sort() -> float:
+        return max(_equal(a, b) for a, b in zip(ops.moe_sort(ids, 5), reference.moe_sort(ids, 5), strict=True))
+
+    def grouped(load: tuple[int, ...]) -> float:
+        draw, ends = _Draw(18, dtype), torch.tensor(load).cumsum(0).int()
+        x, w, b = draw(sum(load) + 1, 65), draw(len(load), 65, 47), draw(len(load), 47)
+        return grouped_mm_bound(x, w, ends, bias=b).worst(ops.grouped_mm(x, w, ends, bias=b))
+
+    def gradient(load: tuple[int, ...]) -> float:
+        draw, ends = _Draw(19, dtype), torch.tensor(load).cumsum(0).int()
+        x, dy = draw(sum(load) + 1, 65), draw(sum(load) + 1, 47)
+        exact = grouped_mm_weight_gradient_bound(x, dy, ends)
+        return exact.worst(ops.grouped_mm_weight_gradient(x, dy, ends))
+
+    def fused(int8: bool) -> float:
+        draw = _Draw(20, dtype)
+        up, down = (draw(5, 96, 64) / 8).to(dtype), (draw(5, 64, 48) / 7).to(dtype)
+        call: dict[str, Any] = {"w_gate_up": up, "w_down": down}
+        if int8:
+            packed = [ops.pack_experts(w) for w in (up, down)]
+            call = {"w_gate_up": packed[0].data, "w_down": packed[1].data, "scale_gate_up": packed[0].scale,
+                    "scale_down": packed[1].scale}  # fmt: skip
+        call |= {"weights": _Draw(21, wide)(40, 3).abs(), "ids": ids}
+        x = draw(40, 64)
+        return fused_experts_bound(x, **call).worst(ops.fused_experts(x, **call))
+
+    for name, (k, options) in ROUTINGS.items():
+        yield Case("topk_routing", name, partial(route, k, options))
+    yield Case("moe_sort", "120 slots of 5 experts, some dropped", sort)
+    yield Case("moe_permute", "there and back", there_and_back)
+    if dtype == torch.float64 and os.environ.get("EFFOPS_BACKEND") == "simt":
+        return  # products by expert in float64 are the CPU's
+    loads = (3, 0, 1, 2), (0, 0, 60, 9)
+    for op, case in (("grouped_mm", grouped), ("grouped_mm_weight_gradient", gradient)):
+        for load in loads:
+            yield Case(op, f"groups of {load}", partial(case, load))
+    yield Case("fused_experts", "40 tokens, 3 of 5 experts", partial(fused, False))
+    yield Case("fused_experts", "40 tokens, 3 of 5 experts in int8", partial(fused, True))
+
+
 def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
     def gradients(sizes: tuple[int, ...], options: dict[str, Any]) -> float:
         inputs, named = _attention_inputs(8, dtype, sizes, options), _options(options)
@@ -398,7 +471,10 @@ def _gradient_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("attention", f"gradient: {name}", partial(gradients, *ATTENTION[name]))
 
 
-FAMILIES = (_attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases, _sampling_cases)
+FAMILIES = (
+    _attention_cases, _gradient_cases, _other_attention_cases, _cache_cases, _layer_cases, _sampling_cases,
+    _expert_cases,
+)  # fmt: skip
 
 
 def _tree_cases() -> Iterator[Case]:

@@ -41,7 +41,7 @@ def _this_isa() -> int:
                 print(f"FAILED {case.op}: {case.name}: error / bound = {ratio:.3g} ({reason})", flush=True)
         total += count
         seconds = time.perf_counter() - begin
-        print(f"{op:<17}{dtype:<5}{count:>3} cases, error / bound up to {largest:.2g}, {seconds:.1f} s", flush=True)
+        print(f"{op:<27}{dtype:<5}{count:>3} cases, error / bound up to {largest:.2g}, {seconds:.1f} s", flush=True)
     seconds = time.perf_counter() - start
     print(f"{total - len(failures)} of {total} cases passed in {seconds:.0f} s")
     return 1 if failures else 0

@@ -3,8 +3,20 @@
 from effops.ops.attention import attention, merge_states, varlen_attention
 from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attention
 from effops.ops.decoder import decoder, decoder_layer
+from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
+from effops.ops.moe import (
+    fused_experts,
+    grouped_mm,
+    grouped_mm_weight_gradient,
+    moe_permute,
+    moe_sort,
+    moe_unpermute,
+    topk_routing,
+)
+from effops.ops.packed_experts import PackedExperts, pack_expert_layer, pack_experts
+from effops.ops.router_losses import GlobalFrequencies, load_balancing_loss, router_z_loss
 from effops.ops.sampling import sample, sampling_probs
 from effops.ops.speculative import (
     Accepted,
@@ -17,24 +29,41 @@ from effops.ops.speculative import (
 
 __all__ = [
     "Accepted",
+    "GlobalFrequencies",
+    "PackedExperts",
     "PackedWeight",
     "append_kv",
     "attention",
     "commit_kv",
     "decoder",
     "decoder_layer",
+    "expert_capacity",
+    "expert_choice_routing",
+    "fused_experts",
+    "grouped_mm",
+    "grouped_mm_weight_gradient",
+    "limit_capacity",
+    "load_balancing_loss",
+    "lora_experts",
     "medusa_draft",
     "merge_states",
+    "moe_permute",
+    "moe_sort",
+    "moe_unpermute",
     "pack_ancestors",
+    "pack_expert_layer",
+    "pack_experts",
     "pack_weight",
     "packed_linear",
     "paged_attention",
     "rms_norm",
     "rotary",
     "rotary_append",
+    "router_z_loss",
     "sample",
     "sampling_probs",
     "silu_mul",
+    "topk_routing",
     "tree_attention",
     "varlen_attention",
     "verify_greedy",

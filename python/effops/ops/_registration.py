@@ -6,12 +6,14 @@ public functions step below them (``_call.below_autograd``) whenever no gradient
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from effops.ops._autograd import first_order, needs_grad, tensors
+from effops.ops._moe_autograd import MOE_AUTOGRAD
 
 _library = torch.library.Library("effops", "IMPL")
 
@@ -27,9 +29,9 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             named = dict(zip(arguments, args, strict=False)) | kwargs
-            tensors = _tensors(named)
-            first, device = next((k, x.device) for k, x in tensors.items())
-            for argument, x in tensors.items():
+            given = tensors(named)
+            first, device = next((k, x.device) for k, x in given.items())
+            for argument, x in given.items():
                 if x.device != device:
                     raise RuntimeError(f"{name}: {argument}: expected the device of {first}, {device}, got {x.device}")
             return fake(*args, **kwargs)
@@ -42,17 +44,6 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _lse_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _tensors(named: dict[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a call by name, those of lists with their place."""
-    found = {}
-    for name, x in named.items():
-        if isinstance(x, Tensor):
-            found[name] = x
-        elif isinstance(x, list | tuple):
-            found |= {f"{name}[{i}]": t for i, t in enumerate(x) if isinstance(t, Tensor)}
-    return found
 
 
 @_fake("attention")
@@ -208,32 +199,43 @@ for _name in ("verify_greedy", "verify_rejection", "verify_typical"):
     _fake(_name)(_verify_fake)
 
 
+@_fake("topk_routing")
+def _topk_routing_fake(logits: Tensor, k: int, **_: Any) -> tuple[Tensor, Tensor]:
+    shape = (logits.shape[0], k)
+    return logits.new_empty(shape, dtype=_lse_dtype(logits)), logits.new_empty(shape, dtype=torch.int32)
+
+
+@_fake("moe_sort")
+def _moe_sort_fake(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    return ids.new_empty(ids.numel()), ids.new_empty(ids.shape), ids.new_empty(num_experts)
+
+
+@_fake("moe_permute")
+def _moe_permute_fake(x: Tensor, ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty((ids.numel(), x.shape[1])), ids.new_empty(num_experts), ids.new_empty(ids.shape)
+
+
+@_fake("moe_unpermute")
+def _moe_unpermute_fake(y: Tensor, weights: Tensor | None, inverse: Tensor) -> Tensor:
+    return y.new_empty((inverse.shape[0], y.shape[1]))
+
+
+@_fake("grouped_mm")
+def _grouped_mm_fake(x: Tensor, w: Tensor, offsets: Tensor, **_: Any) -> Tensor:
+    return x.new_empty((x.shape[0], w.shape[2]))
+
+
+@_fake("grouped_mm_weight_gradient")
+def _grouped_mm_weight_gradient_fake(x: Tensor, dy: Tensor, offsets: Tensor, **_: Any) -> Tensor:
+    return x.new_empty((offsets.shape[0], x.shape[1], dy.shape[1]))
+
+
+@_fake("fused_experts")
+def _fused_experts_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 # ---- autograd ------------------------------------------------------------------------------------
-
-
-def _needs_grad(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    named: dict[Any, Any] = dict(enumerate(args)) | kwargs
-    return torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(named).values())
-
-
-def _first_order(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """A backward whose results cannot be differentiated again. Doing so raises even where the incoming gradient is
-    a constant; torch's ``once_differentiable`` would then drop the term in silence."""
-
-    @functools.wraps(backward)
-    def wrapper(ctx: Any, *d_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            results = backward(ctx, *d_outputs)
-        if not torch.is_grad_enabled():
-            return results
-        given = [x.detach().requires_grad_() for x in results if x is not None]
-        refuse = torch._C._functions.DelayedError(
-            b"effops: attention and merge_states have no second derivatives", len(given)
-        )
-        marked = iter(refuse(*given))
-        return tuple(None if x is None else next(marked) for x in results)
-
-    return wrapper
 
 
 class _Attention(torch.autograd.Function):
@@ -242,25 +244,22 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, positional: int, keywords: dict[str, Any], *tensors: Tensor
+        ctx: Any, name: str, positional: int, keywords: dict[str, Any], *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            out, lse = getattr(torch.ops.effops, name)(*tensors[:positional], **keywords)
+            out, lse = getattr(torch.ops.effops, name)(*inputs[:positional], **keywords)
         ctx.name, ctx.positional = name, positional
         ctx.tensor_names = [k for k, x in keywords.items() if isinstance(x, Tensor)]
         ctx.options = {k: x for k, x in keywords.items() if k not in ctx.tensor_names}
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, out, lse)
+        ctx.save_for_backward(*inputs, out, lse)
         return out, lse
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, out, lse = ctx.saved_tensors
-        inputs, named = (
-            tensors[: ctx.positional],
-            dict(zip(ctx.tensor_names, tensors[ctx.positional :], strict=True)),
-        )
+        *saved, out, lse = ctx.saved_tensors
+        inputs, named = saved[: ctx.positional], dict(zip(ctx.tensor_names, saved[ctx.positional :], strict=True))
         options = {k: x for k, x in ctx.options.items() if k not in ("max_q_len", "max_kv_len")} | named
         if d_out is None:
             d_out = torch.zeros_like(out)
@@ -283,7 +282,7 @@ def _attention_autograd(name: str) -> Callable[..., Any]:
     op = getattr(torch.ops.effops, name).default
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if not _needs_grad(args, kwargs):
+        if not needs_grad(args, kwargs):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args, **kwargs)
         return _Attention.apply(name, len(args), kwargs, *args, *[x for x in kwargs.values() if isinstance(x, Tensor)])
@@ -303,7 +302,7 @@ class _MergeStates(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor, Tensor]:
         outs, lses, out, lse = ctx.saved_tensors
         weights = torch.where(lses.isneginf(), 0.0, (lses - torch.where(lse.isneginf(), 0.0, lse)).exp())
@@ -317,7 +316,7 @@ class _MergeStates(torch.autograd.Function):
 
 
 def _merge_states_autograd(outs: Tensor, lses: Tensor) -> Any:
-    if _needs_grad((outs, lses), {}):
+    if needs_grad((outs, lses), {}):
         return _MergeStates.apply(outs, lses)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.effops.merge_states.default(outs, lses)
@@ -328,9 +327,9 @@ def _refusal(name: str) -> Callable[..., Any]:
     arguments = [a.name for a in op._schema.arguments]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if _needs_grad(args, kwargs):
+        if needs_grad(args, kwargs):
             named = dict(zip(arguments, args, strict=False)) | kwargs
-            culprit = next(k for k, x in _tensors(named).items() if x.requires_grad)
+            culprit = next(k for k, x in tensors(named).items() if x.requires_grad)
             raise RuntimeError(
                 f"{name}: {culprit}: expected a tensor that does not require grad, got one that does "
                 f"({name} has no gradient: use torch.no_grad(), or the reference)"
@@ -356,15 +355,17 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "commit_kv", "decoder", "decoder_layer", "medusa_draft",
-    "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
-    "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",
-    "verify_typical",
+    "append_kv", "attention_backward", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient",
+    "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary",
+    "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward",
+    "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
     _library.impl(_name, _attention_autograd(_name), "Autograd")
 _library.impl("merge_states", _merge_states_autograd, "Autograd")
+for _name, _kernel in MOE_AUTOGRAD.items():
+    _library.impl(_name, _kernel, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
 for _name in ("append_kv", "commit_kv", "decoder", "decoder_layer", "rotary_append"):

@@ -21,6 +21,20 @@ from effops.reference.layer import (
     silu_mul,
 )
 from effops.reference.medusa import medusa_draft
+from effops.reference.moe import (
+    expert_capacity,
+    expert_choice_routing,
+    fused_experts,
+    grouped_mm,
+    grouped_mm_weight_gradient,
+    limit_capacity,
+    lora_experts,
+    moe_permute,
+    moe_sort,
+    moe_unpermute,
+    topk_routing,
+)
+from effops.reference.router_losses import load_balancing_loss, router_z_loss
 from effops.reference.sampling import sample, sampling_probs
 from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
@@ -31,8 +45,19 @@ __all__ = [
     "commit_kv",
     "decoder",
     "decoder_layer",
+    "expert_capacity",
+    "expert_choice_routing",
+    "fused_experts",
+    "grouped_mm",
+    "grouped_mm_weight_gradient",
+    "limit_capacity",
+    "load_balancing_loss",
+    "lora_experts",
     "medusa_draft",
     "merge_states",
+    "moe_permute",
+    "moe_sort",
+    "moe_unpermute",
     "pack_ancestors",
     "pack_mask",
     "pack_weight",
@@ -41,9 +66,11 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_append",
+    "router_z_loss",
     "sample",
     "sampling_probs",
     "silu_mul",
+    "topk_routing",
     "tree_attention",
     "tree_mask",
     "varlen_attention",
