@@ -16,12 +16,26 @@ BASE = {
     "max_position_embeddings": 64,
     "eos_token_id": None,
     "bos_token_id": None,
+    "pad_token_id": None,  # or its embedding has no gradient there
 }
 
 
 def rope(kind: str, **fields) -> dict:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 5000.0, **fields}}
 
+
+QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "head_dim": 4,  # of the rotated features
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+}
 
 CONFIGS = {
     "llama": ("llama", {}),
@@ -80,6 +94,70 @@ CONFIGS = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 5}),
+    "mixtral-window": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 7}),
+    "qwen2_moe": ("qwen2_moe", {**QWEN_MOE, "shared_expert_intermediate_size": 40}),
+    "qwen2_moe-dense-layers": (
+        "qwen2_moe",
+        {
+            **QWEN_MOE,
+            "shared_expert_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "qkv_bias": False,
+        },
+    ),
+    "qwen3_moe": ("qwen3_moe", QWEN_MOE),
+    "qwen3_moe-window": (
+        "qwen3_moe",
+        {
+            **QWEN_MOE,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "attention_bias": True,
+        },
+    ),
+    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": None}),
+    "olmoe-clipped": (
+        "olmoe",
+        {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.8, "norm_topk_prob": True, "attention_bias": True},
+    ),
+    "deepseek_v2": ("deepseek_v2", {**DEEPSEEK, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "deepseek_v2-groups": (
+        "deepseek_v2",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": 10,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "attention_bias": True,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.8, mscale_all_dim=0.5),
+        },
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {**DEEPSEEK, "q_lora_rank": 10, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 2},
+    ),
+    "deepseek_v3-halves": (
+        "deepseek_v3",
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 0,
+            "rope_interleave": False,
+            "tie_word_embeddings": True,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0),
+        },
+    ),
 }
 
 
@@ -89,13 +167,15 @@ def peer(request):
     transformers = pytest.importorskip("transformers", reason="transformers is the peer of these tests")
     family, changes = CONFIGS[request.param]
     fields = dict(BASE)
-    if family == "qwen2":  # its configuration has no head_dim
+    if family in ("qwen2", "qwen2_moe", "olmoe"):  # their configurations have no head_dim
         del fields["head_dim"]
     config = transformers.AutoConfig.for_model(family, **{**fields, **changes})
+    config._experts_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(sorted(CONFIGS).index(request.param))
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        buffers = [(name, b) for name, b in model.named_buffers() if name.endswith("correction_bias")]
+        for name, p in [*model.named_parameters(), *buffers]:
             if "norm" in name:
                 p.uniform_(0.5, 1.5, generator=generator)
             else:

@@ -54,7 +54,7 @@ def edit(directory, **changes):
 @pytest.mark.parametrize(
     "changes, field, words",
     [
-        ({"model_type": "gpt2"}, "model_type", "expected one of llama, mistral, qwen2, qwen3, got 'gpt2'"),
+        ({"model_type": "gpt2"}, "model_type", "expected one of llama, mistral, qwen2, qwen3, mixtral"),
         ({"model_type": ...}, "model_type", "got None"),
         ({"hidden_size": ...}, "hidden_size", "expected a positive integer, got nothing"),
         ({"vocab_size": -3}, "vocab_size", "expected a positive integer, got -3"),

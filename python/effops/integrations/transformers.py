@@ -1,8 +1,10 @@
-"""``attn_implementation="effops"`` for Transformers models.
+"""``attn_implementation="effops"`` and ``experts_implementation="effops"`` for Transformers models.
 
     import effops.integrations.transformers as integration
     integration.register()
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="effops")
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="effops", experts_implementation="effops")
+
+Either may be given alone; :mod:`effops.integrations.experts` is the second.
 
 The mask function returns a short description of the mask (padding, window, lengths) instead of a dense
 tensor; masks that have no such description are refused when the model builds them.
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from effops import ops
+from effops.integrations.experts import experts_forward
+from effops.integrations.experts import pack_experts_ as pack_experts_
 
 try:
     from transformers import AttentionInterface
@@ -32,9 +36,15 @@ NAME = "effops"
 
 
 def register() -> None:
-    """Makes ``attn_implementation="effops"`` known to Transformers; calling it again changes nothing."""
+    """Makes ``attn_implementation="effops"`` known to Transformers, and ``experts_implementation="effops"`` where it
+    has that choice; calling it again changes nothing."""
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, describe_mask)
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    except ImportError:  # an older Transformers 5, which has no such choice
+        return
+    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 
 
 def describe_mask(

@@ -54,8 +54,9 @@ class TensorFiles:
     def names(self) -> set[str]:
         return set(self._place)
 
-    def copy_into(self, name: str, target: Tensor) -> None:
-        """Copies a tensor into ``target``, converting its dtype; the shape must agree."""
+    def copy_into(self, name: str, target: Tensor, order: Tensor | None = None) -> None:
+        """Copies a tensor into ``target``, converting its dtype; the shape must agree. With ``order`` int64, row i
+        goes to row ``order[i]``."""
         if name not in self._place:
             raise CheckpointError(str(self.source), name, "expected a tensor, got nothing")
         file = self._place[name]
@@ -66,7 +67,10 @@ class TensorFiles:
             raise CheckpointError(path, name, f"expected a readable tensor, got {error}") from None
         if found.shape != target.shape:
             raise CheckpointError(path, name, f"expected shape {list(target.shape)}, got {list(found.shape)}")
-        target.copy_(found)
+        if order is None:
+            target.copy_(found)
+        else:
+            target[order.to(target.device)] = found.to(target)
 
     def _open(self, file: str) -> Any:
         if file not in self._files:

@@ -1,14 +1,22 @@
-"""The configuration of a Llama-family decoder, read from and written as a Hugging Face ``config.json``."""
+"""The configuration of a decoder, read from and written as a Hugging Face ``config.json``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from effops.models.errors import CheckpointError
+from effops.models.moe_config import (
+    MOE_DEFAULTS,
+    ExpertsConfig,
+    LatentConfig,
+    experts_to_dict,
+    read_experts,
+    read_latent,
+)
 from effops.nn.rotary import ROPE_TYPES
 
 ARCHITECTURES = {
@@ -16,6 +24,12 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }
 
 _SIZES = (
@@ -45,7 +59,13 @@ _FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "head_dim": 128,
     },
+    **MOE_DEFAULTS,
 }
+
+# Which families have a switch of this name.
+_ATTENTION_BIAS = ("llama", "qwen3", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
+_MLP_BIAS = ("llama",)
+_LAYER_TYPES = ("qwen2", "qwen3", "qwen2_moe")
 
 
 @dataclass
@@ -53,7 +73,9 @@ class ModelConfig:
     """Sizes and switches of a decoder, under their usual names.
 
     ``attention_bias`` puts biases on q, k and v, ``attention_out_bias`` one on the output projection.
-    ``windows`` has one entry a layer: a sliding window, or None for full attention.
+    ``windows`` has one entry a layer: a sliding window, or None for full attention. ``qk_norm`` normalises each query
+    and key head, ``qk_norm_whole`` all heads at once; ``clip_qkv`` bounds queries, keys and values. ``experts`` None is
+    a model without them; ``latent`` None is ordinary attention. With latent attention ``head_dim`` is a key's.
     """
 
     model_type: str
@@ -76,9 +98,23 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
+    qk_norm_whole: bool = False
+    clip_qkv: float | None = None
+    experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
 
     def __post_init__(self) -> None:
         self._complete("ModelConfig")
+
+    @property
+    def v_head_dim(self) -> int:
+        """Features of a value head."""
+        return self.latent.v_head_dim if self.latent else self.head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        """Features of a head among which the rotary embedding has its share."""
+        return self.latent.qk_rope_head_dim if self.latent else self.head_dim
 
     @property
     def context_length(self) -> int:
@@ -89,6 +125,12 @@ class ModelConfig:
         if rope["rope_type"] == "yarn" and rope.get("factor"):
             return max(longest, int(rope.get("original_max_position_embeddings", longest) * rope["factor"]))
         return longest
+
+    def is_extra(self, name: str) -> bool:
+        """Whether a checkpoint's tensor belongs to a layer past the last: DeepSeek-V3's multi-token prediction."""
+        parts = name.split(".")
+        extra = self.model_type == "deepseek_v3" and parts[:2] == ["model", "layers"] and parts[2:3] != []
+        return extra and parts[2].isdigit() and int(parts[2]) >= self.num_hidden_layers
 
     def _complete(self, source: str) -> None:
         for name in _SIZES:
@@ -129,6 +171,10 @@ class ModelConfig:
             raise CheckpointError(source, "model_type", f"expected one of {', '.join(ARCHITECTURES)}, got {kind!r}")
         # An explicit null means none, an absent field means the family's default.
         given = {k: v for k, v in {**_FAMILY_DEFAULTS[kind], **raw}.items() if v is not None}
+
+        def fail(name: str, detail: str) -> CheckpointError:
+            return CheckpointError(source, name, detail)
+
         if given.get("hidden_act", "silu") != "silu":
             raise CheckpointError(source, "hidden_act", f"expected 'silu', got {given['hidden_act']!r}")
         if "quantization_config" in given:
@@ -141,7 +187,14 @@ class ModelConfig:
 
         heads, hidden = size("num_attention_heads"), size("hidden_size")
         head_dim = size("head_dim", hidden // heads if isinstance(heads, int) and heads > 0 else 0)
-        bias = bool(given.get("attention_bias", False)) and kind in ("llama", "qwen3")
+        experts, latent = read_experts(kind, given, fail), read_latent(kind, given, raw, fail)
+        if latent:
+            if given.get("mlp_bias", False):
+                raise fail("mlp_bias", "expected false, got true")
+            head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+            if given.get("num_key_value_heads", heads) != heads:
+                raise fail("num_key_value_heads", f"expected num_attention_heads ({heads}) in latent attention")
+        bias = bool(given.get("attention_bias", False)) and kind in _ATTENTION_BIAS
         eos = given.get("eos_token_id", ())
         try:
             return cls(
@@ -156,10 +209,14 @@ class ModelConfig:
                 max_position_embeddings=size("max_position_embeddings"),
                 rms_norm_eps=float(given.get("rms_norm_eps", 1e-6)),
                 rope_parameters=_rope_parameters(given),
-                attention_bias=bias or kind == "qwen2",
+                attention_bias=bias or kind == "qwen2" or (kind == "qwen2_moe" and bool(given.get("qkv_bias", True))),
                 attention_out_bias=bias,
-                mlp_bias=kind == "llama" and bool(given.get("mlp_bias", False)),
-                qk_norm=kind == "qwen3",
+                mlp_bias=kind in _MLP_BIAS and bool(given.get("mlp_bias", False)),
+                qk_norm=kind in ("qwen3", "qwen3_moe", "olmoe"),
+                qk_norm_whole=kind == "olmoe",
+                clip_qkv=float(given["clip_qkv"]) if kind == "olmoe" and "clip_qkv" in given else None,
+                experts=experts,
+                latent=latent,
                 tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
                 windows=_windows(kind, given, source),
                 bos_token_id=given.get("bos_token_id"),
@@ -189,13 +246,25 @@ class ModelConfig:
         }
         for name in (*_SIZES, "rms_norm_eps", "tie_word_embeddings"):
             raw[name] = getattr(self, name)
-        if self.model_type in ("llama", "qwen3"):
+        kind = self.model_type
+        if kind in _ATTENTION_BIAS:
             raw["attention_bias"] = self.attention_bias
-        if self.model_type == "llama":
+        if kind == "qwen2_moe":
+            raw["qkv_bias"] = self.attention_bias
+        if kind in _MLP_BIAS:
             raw["mlp_bias"] = self.mlp_bias
-        if self.model_type in ("qwen2", "qwen3"):
-            raw["use_sliding_window"] = window is not None
+        if kind in _LAYER_TYPES:
             raw["layer_types"] = ["sliding_attention" if w else "full_attention" for w in self.windows]
+        if kind in (*_LAYER_TYPES, "qwen3_moe"):
+            raw["use_sliding_window"] = window is not None
+        if kind == "olmoe":
+            raw["clip_qkv"] = self.clip_qkv
+        if self.experts:
+            raw |= experts_to_dict(kind, self.experts, self.num_hidden_layers)
+        if self.latent:
+            raw |= {**asdict(self.latent), "head_dim": self.latent.qk_rope_head_dim}
+            if kind == "deepseek_v2":
+                del raw["rope_interleave"]
         return raw
 
 
@@ -214,13 +283,18 @@ def _rope_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 def _windows(kind: str, given: Mapping[str, Any], source: str) -> tuple[int | None, ...]:
     """One window a layer: Mistral's holds for all, Qwen's for the layers that the configuration names."""
     layers, window = given["num_hidden_layers"], given.get("sliding_window")
-    if kind == "llama" or not isinstance(layers, int):
+    if kind in ("llama", "olmoe", "deepseek_v2", "deepseek_v3") or not isinstance(layers, int):
         return ()
-    if kind == "mistral":
+    if kind in ("mistral", "mixtral"):
         return (window,) * layers
     window = window if given.get("use_sliding_window", False) else None
+    if kind == "qwen3_moe":
+        return (window,) * layers
     types = given.get("layer_types")
-    if types is None:
+    if types is None and kind == "qwen2_moe":
+        first = given.get("max_window_layers", 28)
+        types = ["sliding_attention" if i % 2 == 0 and i < first else "full_attention" for i in range(layers)]
+    elif types is None:
         first = given.get("max_window_layers", 28)
         types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
     unknown = set(types) - {"sliding_attention", "full_attention"}

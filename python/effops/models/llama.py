@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,12 @@ from effops.cache import DenseKVCache, KVCache, LayerCache, PagedKVCache, Step, 
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
+from effops.models.names import layer_tensors, row_orders
 from effops.models.weights import DecoderWeights
-from effops.nn import MLP, Attention, DecoderLayer, Linear, RMSNorm, Rope, RotaryEmbedding
+from effops.nn import MLP, Attention, DecoderLayer, LatentAttention, Linear, MoE, RMSNorm, Rope, RotaryEmbedding
 from effops.nn.functional import has_fused_layers
+
+Model = TypeVar("Model", bound="Llama")
 
 
 class Llama(nn.Module):
@@ -27,6 +30,8 @@ class Llama(nn.Module):
     ``random`` draws them.
     """
 
+    families: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
+
     def __init__(
         self,
         config: ModelConfig,
@@ -35,38 +40,51 @@ class Llama(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if config.model_type not in self.families:
+            expected = ", ".join(self.families)
+            raise ValueError(
+                f"{type(self).__name__}: model_type: expected one of {expected}, got {config.model_type!r}"
+            )
         self.config = config
         c = config
 
         def norm() -> RMSNorm:
             return RMSNorm(c.hidden_size, c.rms_norm_eps, dtype=dtype, device=device)
 
-        def layer(window: int | None) -> DecoderLayer:
-            attention = Attention(
-                c.hidden_size,
-                c.num_attention_heads,
-                c.num_key_value_heads,
-                c.head_dim,
-                bias=c.attention_bias,
-                out_bias=c.attention_out_bias,
-                qk_norm_eps=c.rms_norm_eps if c.qk_norm else None,
-                window=window,
-                dtype=dtype,
-                device=device,
-            )
-            mlp = MLP(c.hidden_size, c.intermediate_size, bias=c.mlp_bias, dtype=dtype, device=device)
-            return DecoderLayer(attention, mlp, norm(), norm())
+        place: Any = {"dtype": dtype, "device": device}
+
+        def layer(i: int, window: int | None) -> DecoderLayer:
+            return DecoderLayer(self._attention(window, **place), self._mlp(i, **place), norm(), norm())
 
         weight = torch.empty(c.vocab_size, c.hidden_size, dtype=dtype, device=device)
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size, _weight=weight)
-        self.layers = nn.ModuleList(layer(window) for window in c.windows)
+        self.layers = nn.ModuleList(layer(i, window) for i, window in enumerate(c.windows))
         self.norm = norm()
         tied = c.tie_word_embeddings
         self.lm_head = Linear(c.hidden_size, c.vocab_size, dtype=dtype, device="meta" if tied else device)
         if tied:
             self.lm_head.weight = cast(nn.Parameter, self.embed_tokens.weight)
         self._whole = DecoderWeights(self)
-        self.rotary = RotaryEmbedding(c.head_dim, c.max_position_embeddings, c.rope_parameters)
+        self.rotary = RotaryEmbedding(c.rope_dim, c.max_position_embeddings, c.rope_parameters)
+
+    def _attention(self, window: int | None, **place: Any) -> Attention | LatentAttention:
+        c = self.config
+        return Attention(
+            c.hidden_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            bias=c.attention_bias,
+            out_bias=c.attention_out_bias,
+            qk_norm_eps=c.rms_norm_eps if c.qk_norm else None,
+            qk_norm_whole=c.qk_norm_whole,
+            clip=c.clip_qkv,
+            window=window,
+            **place,
+        )
+
+    def _mlp(self, layer: int, **place: Any) -> MLP | MoE:
+        return MLP(self.config.hidden_size, self.config.intermediate_size, bias=self.config.mlp_bias, **place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,6 +103,7 @@ class Llama(nn.Module):
             capacity,
             c.num_key_value_heads,
             c.head_dim,
+            v_head_dim=c.v_head_dim,
             dtype=self.dtype,
             device=self.device,
         )
@@ -99,6 +118,7 @@ class Llama(nn.Module):
             page_size,
             c.num_key_value_heads,
             c.head_dim,
+            v_head_dim=c.v_head_dim,
             dtype=self.dtype,
             device=self.device,
         )
@@ -174,7 +194,8 @@ class Llama(nn.Module):
             with torch.no_grad():
                 return self.step(tokens, cache, lengths=lengths, tree=tree)
         weights = None
-        if (type(cache) is DenseKVCache or type(cache) is PagedKVCache) and has_fused_layers(tokens):
+        plain = self.config.experts is None and self.config.latent is None
+        if plain and (type(cache) is DenseKVCache or type(cache) is PagedKVCache) and has_fused_layers(tokens):
             weights = self._whole.get()
         if weights is None or weights[0].dtype is torch.float64:
             hidden = self.hidden_states(tokens, cache, lengths=lengths, tree=tree)
@@ -205,55 +226,44 @@ class Llama(nn.Module):
         head: Any = self._modules["lm_head"]
         return cast(Tensor, head.forward(hidden))
 
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Every weight under its Hugging Face name; fused weights appear as views of their parts."""
-        c = self.config
+    def checkpoint_tensors(self, stored: Collection[str] = ()) -> dict[str, Tensor]:
+        """Every weight under its Hugging Face name; fused weights appear as views of their parts. ``stored`` are the
+        names of a checkpoint, where more than one naming is known."""
         named: dict[str, Tensor] = {"model.embed_tokens.weight": self.embed_tokens.weight}
-        q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         for i, layer in enumerate(cast(Iterable[DecoderLayer], self.layers)):
-            attention, mlp, prefix = layer.self_attn, layer.mlp, f"model.layers.{i}."
-            for linear, parts in (
-                (attention.qkv_proj, {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}),
-                (attention.o_proj, {"self_attn.o_proj": c.hidden_size}),
-                (
-                    mlp.gate_up_proj,
-                    {"mlp.gate_proj": c.intermediate_size, "mlp.up_proj": c.intermediate_size},
-                ),
-                (mlp.down_proj, {"mlp.down_proj": c.hidden_size}),
-            ):
-                for kind, whole in linear.named_parameters():
-                    rows = whole.detach().split(list(parts.values()))
-                    named |= {f"{prefix}{p}.{kind}": r for p, r in zip(parts, rows, strict=True)}
-            named[f"{prefix}input_layernorm.weight"] = layer.input_layernorm.weight
-            named[f"{prefix}post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
-            if attention.q_norm is not None and attention.k_norm is not None:
-                named[f"{prefix}self_attn.q_norm.weight"] = attention.q_norm.weight
-                named[f"{prefix}self_attn.k_norm.weight"] = attention.k_norm.weight
+            named |= layer_tensors(layer, self.config, f"model.layers.{i}.", stored)
         named["model.norm.weight"] = self.norm.weight
-        if not c.tie_word_embeddings:
+        if not self.config.tie_word_embeddings:
             named["lm_head.weight"] = self.lm_head.weight
         return named
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         directory: str | Path,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-    ) -> Llama:
+    ) -> Model:
         """Loads ``config.json`` and the safetensors of a directory; dtype None takes the configuration's."""
         config = ModelConfig.from_file(Path(directory))
+        if config.model_type not in cls.families:
+            raise CheckpointError(
+                str(Path(directory) / "config.json"),
+                "model_type",
+                f"expected one of {', '.join(cls.families)} for {cls.__name__}, got {config.model_type!r}",
+            )
         files = TensorFiles(directory)
         dtype = dtype or parse_dtype(config.dtype, str(Path(directory) / "config.json"))
         model = cls(config, dtype=dtype, device=device)
-        named = model.checkpoint_tensors()
+        named, orders = model.checkpoint_tensors(files.names()), row_orders(config)
         ignored = {name for name in files.names() if name.endswith("rotary_emb.inv_freq")}
+        ignored |= {name for name in files.names() if config.is_extra(name)}
         if config.tie_word_embeddings:
             ignored.add("lm_head.weight")
         with torch.no_grad():
             for name, target in named.items():
-                files.copy_into(name, target)
+                files.copy_into(name, target, orders.get(name))
         unknown = sorted(files.names() - named.keys() - ignored)
         if unknown:
             raise CheckpointError(
@@ -268,21 +278,24 @@ class Llama(nn.Module):
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(directory, self.checkpoint_tensors(), max_shard_bytes)
+        orders = row_orders(self.config)
+        named = self.checkpoint_tensors()
+        tensors = {n: t.detach()[orders[n].to(t.device)] if n in orders else t for n, t in named.items()}
+        save_tensors(directory, tensors, max_shard_bytes)
         raw = self.config.to_dict()
         raw["dtype"] = raw["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         write_json(directory / "config.json", raw)
 
     @classmethod
     def random(
-        cls,
+        cls: type[Model],
         config: ModelConfig,
         *,
         seed: int = 0,
         std: float = 0.02,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
-    ) -> Llama:
+    ) -> Model:
         """A model with normal weights of the given deviation, zero biases and unit norms."""
         model = cls(config, dtype=dtype, device=device)
         generator = torch.Generator(model.device).manual_seed(seed)

@@ -97,7 +97,8 @@ class DecoderWeights:
                 self._link(modules, name)
         if layer._weights() is None or norms[0].eps != self.norm_eps:
             return None
-        for where, name in ((norms[0].__dict__, "eps"), (norms[1].__dict__, "eps"), (attention.__dict__, "window")):
+        for where, name in ((norms[0].__dict__, "eps"), (norms[1].__dict__, "eps"), (attention.__dict__, "window"),
+                            (attention.__dict__, "clip")):  # fmt: skip
             self._link(where, name)
         linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
         qkv, o, gate_up, down = ([(linear._parameters, "weight"), (linear._parameters, "bias")] for linear in linears)

@@ -12,6 +12,8 @@ from effops.cache import DenseLayer, LayerCache, PagedLayer, Step
 from effops.nn.attention import Attention, Rope
 from effops.nn.basic import MLP, Linear, RMSNorm
 from effops.nn.functional import has_fused_layers
+from effops.nn.latent import LatentAttention
+from effops.nn.moe import MoE
 
 
 class DecoderLayer(nn.Module):
@@ -21,8 +23,15 @@ class DecoderLayer(nn.Module):
     was replaced; the bits are the same.
     """
 
+    self_attn: Any  # Attention or LatentAttention
+    mlp: Any  # MLP or MoE
+
     def __init__(
-        self, self_attn: Attention, mlp: MLP, input_layernorm: RMSNorm, post_attention_layernorm: RMSNorm
+        self,
+        self_attn: Attention | LatentAttention,
+        mlp: MLP | MoE,
+        input_layernorm: RMSNorm,
+        post_attention_layernorm: RMSNorm,
     ) -> None:
         super().__init__()
         self.self_attn = self_attn
@@ -78,7 +87,7 @@ class DecoderLayer(nn.Module):
         qkv, o, gate_up, down = inner["qkv_proj"], inner["o_proj"], outer["gate_up_proj"], outer["down_proj"]
         if not (type(qkv) is Linear is type(o) and type(gate_up) is Linear is type(down)):
             return None
-        if inner["q_norm"] is not None or norm1.eps != norm2.eps:
+        if inner["q_norm"] is not None or attention.clip is not None or norm1.eps != norm2.eps:
             return None
         q, a, g, d = qkv._parameters, o._parameters, gate_up._parameters, down._parameters
         return (

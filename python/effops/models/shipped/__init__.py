@@ -1,4 +1,4 @@
-"""The code model, its two drafters and the held-out source files that come with effops as package data."""
+"""The code model, its two drafters, a mixture of experts, and held-out source files, as package data."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def draft_dir() -> Path:
     """Directory of a draft model of less than 1M parameters with the code model's tokenizer, which is not repeated:
     ``Llama.from_pretrained`` reads it."""
     return _HERE / "code-1m"
+
+
+def moe_dir() -> Path:
+    """Directory of a mixture-of-experts code model (Mixtral's configuration) with the code model's tokenizer, which is
+    not repeated: ``models.load_model`` reads it."""
+    return _HERE / "code-moe-8m"
 
 
 def heldout_files() -> list[Path]:
