@@ -33,7 +33,7 @@ from evaluate import bits_per_byte, xz_bits_per_byte
 from model import CONTEXT, Progress, build_model, load_checkpoint
 from tokenizers import Tokenizer
 from train import QUICK_MODULES, TOKENS_PER_STEP
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 SHIPPED = Path(__file__).resolve().parents[2] / "python/effops/models/shipped"
 STRIDE = 1024
@@ -88,7 +88,7 @@ def split_record(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def score_record(model_dir: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Held-out bits per byte of the exported bf16 weights (computed in float32) and of `xz -9`."""
-    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     files = [(stdlib_dir() / f"{name}.py").read_bytes() for name in HELD_OUT]
     documents = encode_documents(tokenizer, [data.decode("utf-8") for data in files])
     sizes = list(map(len, files))

@@ -27,6 +27,7 @@ class Progress:
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)  # (tokens, mean nats since the last)
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (tokens, bits per byte, quick set)
+    dtype: str = "bf16"  # of the matrix products
 
 
 def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -78,8 +79,18 @@ def lr_factor(step: int, total_steps: int) -> float:
     return (total_steps - step) / (total_steps - WARMUP_STEPS)
 
 
+def update(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """One step of the optimizers at this share of the peak learning rates; gradients are clipped, then cleared."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def save_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress
+    path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
 ) -> None:
     """Everything needed to go on; written under a temporary name and moved."""
     state = {
@@ -93,7 +104,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer] | None = None
+    path: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer] | None = None
 ) -> Progress:
     """Read what save_checkpoint wrote into `model` and, to go on training, into `optimizers`."""
     state = torch.load(path, weights_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from data import encode_documents, read_source, stdlib_dir, train_tokenizer, training_files
 from evaluate import bits_per_byte
-from model import Progress, build_model, build_optimizers, load_checkpoint, lr_factor, save_checkpoint
+from model import Progress, build_model, build_optimizers, load_checkpoint, lr_factor, save_checkpoint, update
 from sampling import Sampler, stage_at
 from tokenizers import Tokenizer
 
@@ -30,38 +30,49 @@ LINE_EVERY, SAVE_EVERY, SCORE_EVERY = 10, 50, 100  # steps
 QUICK_MODULES = ("textwrap", "heapq", "queue", "graphlib", "colorsys")  # scored while training
 
 
-def load_tokenizer(path: Path, texts: list[str]) -> Tokenizer:
-    """The run's tokenizer: trained on the training split once, then read back."""
-    if not path.exists():
-        train_tokenizer(texts).save(str(path))
-    return Tokenizer.from_file(str(path))
-
-
 class Run:
     """A training run in a directory: data, model, optimizers and how far it came."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, dtype: str = "bf16") -> None:
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(SEED)
         root = stdlib_dir()
         texts = [read_source(root / path) for path in training_files()]
-        tokenizer = load_tokenizer(out / "tokenizer.json", texts)
+        tokenizer = self.tokenizer(out, texts)
         self.sampler = Sampler(encode_documents(tokenizer, texts), SEED)
         quick = [read_source(root / f"{name}.py") for name in QUICK_MODULES]
         self.quick_documents = encode_documents(tokenizer, quick)
         self.quick_bytes = sum(len(text.encode()) for text in quick)
-        self.model = build_model(tokenizer)
-        self.optimizers = build_optimizers(self.model)
+        self.dtype = dtype
+        self.model, self.optimizers = self.build(tokenizer)
         self.checkpoint = out / "checkpoint.pt"
-        self.progress = Progress()
+        self.progress = Progress(dtype=dtype)
         if self.checkpoint.exists():
             self.progress = load_checkpoint(self.checkpoint, self.model, self.optimizers)
-        self.mean_loss = torch.compile(self._mean_loss, dynamic=False)
+        self.losses = torch.compile(self.objective, dynamic=False) if self.compiled() else self.objective
 
-    def _mean_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def tokenizer(self, out: Path, texts: list[str]) -> Tokenizer:
+        """The run's tokenizer: trained on the training split once, then read back."""
+        path = out / "tokenizer.json"
+        if not path.exists():
+            train_tokenizer(texts).save(str(path))
+        return Tokenizer.from_file(str(path))
+
+    def build(self, tokenizer: Tokenizer) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+        """The model and its optimizers."""
+        model = build_model(tokenizer)
+        return model, build_optimizers(model)
+
+    def compiled(self) -> bool:
+        """Whether the loss is compiled."""
+        return True
+
+    def objective(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, and the nats per token that are reported; here they are the same."""
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.model.lm_head(self.model.model(input_ids=inputs).last_hidden_state)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return nats, nats
 
     def step(self) -> float:
         """One optimizer step; returns the mean loss in nats per token."""
@@ -72,22 +83,16 @@ class Run:
         loss_sum = 0.0
         for i in range(passes):
             first_row = ((progress.step - first_step) * passes + i) * rows
-            loss = self.mean_loss(*self.sampler.batch(stage, first_row, rows, length)) / passes
-            loss.backward()
-            loss_sum += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        factor = lr_factor(progress.step, progress.total_steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad()
+            loss, nats = self.losses(*self.sampler.batch(stage, first_row, rows, length))
+            (loss / passes).backward()
+            loss_sum += nats.item() / passes
+        update(self.model, self.optimizers, lr_factor(progress.step, progress.total_steps))
         progress.step += 1
         return loss_sum
 
     def score(self) -> float:
         """Held-out bits per byte on the quick modules, noted in the progress."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
             bpb = bits_per_byte(self.model, self.quick_documents, self.quick_bytes, context=1024, stride=1024)
         self.progress.held_out.append((self.progress.step * TOKENS_PER_STEP, round(bpb, 4)))
         return bpb
@@ -97,10 +102,11 @@ class Run:
         save_checkpoint(self.checkpoint, self.model, self.optimizers, self.progress)
 
 
-def train(out: Path, hours: float) -> None:
-    """Train until the tokens that fit into `hours` are used; prints a line every few steps."""
-    run = Run(out)
+def train(run: Run, hours: float, steps: int = 0) -> None:
+    """Train for `steps`, or where it is 0 until the tokens that fit into `hours` are used; prints a line every few
+    steps."""
     progress = run.progress
+    progress.total_steps = progress.total_steps or steps
     parameters = sum(p.numel() for p in run.model.parameters())
     print(
         f"{parameters:,} parameters, {run.sampler.epoch_tokens:,} tokens an epoch, step {progress.step}",
@@ -147,7 +153,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.out, args.hours)
+    train(Run(args.out), args.hours)
 
 
 if __name__ == "__main__":
