@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from effops import cli
-from effops.bench import roof, runner, tree
+from effops.bench import tree
 from effops.bench.peers import flex, torch_forms
 from effops.bench.work import Missing
 from effops.decoding.tree import TokenTree
@@ -160,14 +160,6 @@ def test_default_cases_cover_what_performance_marks_name():
         assert small == Counter({(group, nodes): 1 for group in (1, 2, 4) for nodes in (4, 8, 16)})
         assert {(c.nodes, c.page) for c in own if c.page} == {(8, 16), (8, 64), (64, 16), (64, 64)}
         assert tree.Case(dtype, 1, 32, 8, 128, 64, 4096) in own
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """No retries for an unsteady machine and little memory: these tests time nothing."""
-    monkeypatch.setattr(roof, "MAX_DRIFT", 2.0)
-    monkeypatch.setattr(roof, "GEMMS", ((64, 64, 64),))
-    monkeypatch.setattr(runner, "QUICK_BUFFER_BYTES", 1 << 20)
 
 
 def test_the_command_writes_what_every_candidate_computes(tiny, tmp_path, capsys):

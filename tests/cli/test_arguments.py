@@ -19,7 +19,7 @@ BAD = {
     "negative size": ([*ATTENTION, "--window", "-3"], "argument --window: expected"),
     "unknown dtype": ([*ATTENTION, "--dtype", "int8"], "argument --dtype: expected one of f32, bf16, f16, f64, got"),
     "heads that do not divide": ([*ATTENTION, "--kv-heads", "3"], "kv_heads: expected a divisor of heads = 4, got 3"),
-    "unknown family": (["bench", "moe"], "invalid choice: 'moe'"),
+    "unknown family": (["bench", "convolution"], "invalid choice: 'convolution'"),
     "unknown peer": (["bench", "linear", "--peer", "sdpa"], "argument --peer: invalid choice: 'sdpa'"),
     "no rounds": (["bench", "linear", "--repeat", "0"], "argument --repeat: expected an integer of 1 or more"),
     "no folder": (

