@@ -18,7 +18,7 @@ It is no programming assistant.
 | Experts | 8 of SwiGLU 192 in every layer, 2 for a token |
 | Parameters | {parameters:,} ({active:,} of them for a token), stored in bfloat16 |
 | Vocabulary, context | 4,096 (`../code-7m/tokenizer.json`), 2,048 tokens |
-| Training | {steps:,} steps, {tokens:,} tokens ({epochs:.1f} passes), {hours:.2f} h on one busy CPU core, {trained_dtype} |
+| Training | {steps:,} steps, {tokens:,} tokens ({epochs:.1f} passes), {hours:.2f} h on one CPU core, {trained_dtype} |
 | Objective | CE + {balance} × Switch's balance loss (1 when even) + {z} × z-loss, means over the layers |
 | Loss at the end | {loss:.3f} nats per token (mean of the last steps) |
 | Licence | Python Software Foundation License Version 2, see LICENSE |
