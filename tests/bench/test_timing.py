@@ -108,3 +108,13 @@ def test_a_real_roof_sees_a_memory_and_a_gemm():
     assert 1e8 < samples.read[0] < 1e13 and 1e8 < samples.peak[0] < 1e15
     assert set(real.loops) >= {"torch.sum", "torch.amax"} and len(real.loops) >= 3
     assert roof.last_level_cache_bytes() >= 1 << 18
+
+
+def test_a_call_that_takes_too_long_is_checked_and_not_timed(monkeypatch):
+    monkeypatch.setattr(timing, "LONGEST_SECONDS", -1.0)
+    calls = []
+    row = timing.measure(work({"slow": lambda i: calls.append(i)}), SteadyRoof(1e9), 3)
+    assert row.results["slow"].status == "n/a" and row.results["slow"].reason.startswith("one call takes")
+    assert calls == [0] and row.median("slow") is None
+    wrong = timing.measure(work({"slow": lambda i: i}, check=lambda name, result: 2.0), SteadyRoof(1e9), 3)
+    assert wrong.results["slow"].status == "wrong"

@@ -14,8 +14,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/integrations.md"
 
 
 def test_the_page_runs(tmp_path):
-    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-    config = transformers.MixtralConfig(num_key_value_heads=2, num_local_experts=4, **sizes)
+    config = transformers.MixtralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        vocab_size=64,
+    )
     transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3

@@ -66,7 +66,7 @@ class Case:
 
 def default_cases(dtypes: tuple[str, ...]) -> Iterator[Case]:
     for dtype in dtypes:
-        for model in MODELS if dtype == "bfloat16" else ():
+        for model in MODELS:
             for tokens in TOKENS:
                 yield Case(dtype, model, tokens)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from effops import ops
+from effops import _host, ops
 
 MAX_DRIFT = 0.2  # samples farther apart than this make a row void
 BUFFER_BYTES = 512 << 20
@@ -93,10 +93,7 @@ class Roof:
 
     def peak(self, dtype: torch.dtype) -> float:
         """FLOP/s of the fastest GEMM in the type that the kernels of ``dtype`` compute in."""
-        own = (
-            (torch.bfloat16, torch.float64) if self.device == "cpu" else (torch.bfloat16, torch.float16, torch.float64)
-        )
-        compute = dtype if dtype in own else torch.float32
+        compute = self._computes_in(dtype)
         if compute not in self._gemms:
             self._gemms[compute] = [
                 tuple(torch.ones(rows, k, dtype=compute, device=self.device) for rows in (m, n))  # type: ignore[misc]
@@ -106,6 +103,15 @@ class Roof:
         rates = [2 * m * k * n for m, k, n in self.gemms]
         times = [seconds(partial(torch.nn.functional.linear, a, b), self.device) for a, b in self._gemms[compute]]
         return max(rate / t for rate, t in zip(rates, times, strict=True))
+
+    def _computes_in(self, dtype: torch.dtype) -> torch.dtype:
+        """float32 where no instruction multiplies the dtype: torch's GEMM of it is far from any limit there."""
+        own = {torch.float64}
+        if self.device != "cpu":
+            own |= {torch.bfloat16, torch.float16}
+        elif _host.cpu_isa() == "avx512bf16":
+            own.add(torch.bfloat16)
+        return dtype if dtype in own else torch.float32
 
     def sample(self, into: Samples, dtype: torch.dtype) -> None:
         into.read.append(self.read())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from effops.bench.work import Call, Other, Result, Work
 RETRIES = 3
 BLOCK_SECONDS = 2e-3  # short calls are timed in blocks of at least this
 SLOW_SECONDS = 0.5  # calls longer than this are timed in three rounds only
+LONGEST_SECONDS = 10.0  # calls longer than this are not timed at all
 
 
 @dataclass
@@ -87,11 +89,16 @@ def _checked(work: Work, name: str, call: Call | str) -> Result:
     if isinstance(call, str):
         return Result("n/a", call)
     try:
-        ratio = work.check(name, call(0))
+        begin = time.perf_counter()
+        result = call(0)
+        taken = time.perf_counter() - begin
+        ratio = work.check(name, result)
     except Exception as error:  # whatever a peer raises, the row goes on without it
         return Result("wrong", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     if not ratio <= 1:
         return Result("wrong", f"error / bound = {ratio:.3g}", ratio)
+    if taken > LONGEST_SECONDS:
+        return Result("n/a", f"one call takes {taken:.0f} s", ratio)
     return Result("ok", check=ratio)
 
 
