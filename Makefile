@@ -20,11 +20,12 @@ all: .stamps/build
 	@$(if $(filter system,$(TORCH_SPEC)),$(PYTHON) -m venv --system-site-packages $(VENV),$(PYTHON) -m venv $(VENV))
 	@echo "installing dependencies"
 	@$(if $(filter system,$(TORCH_SPEC)),,$(BIN)/pip install -q $(TORCH_SPEC))
-	@$(BIN)/pip install -q -c third_party/constraints.txt $(TOOLS) numpy safetensors tokenizers rich matplotlib
+	@$(BIN)/pip install -q -c third_party/constraints.txt $(TOOLS) numpy safetensors tokenizers rich matplotlib \
+	  transformers
 	@touch $@
 
 .stamps/test-deps: .stamps/deps
-	@$(BIN)/pip install -q -c third_party/constraints.txt pytest hypothesis transformers ruff mypy clang-format build
+	@$(BIN)/pip install -q -c third_party/constraints.txt pytest hypothesis ruff mypy clang-format build
 	@touch $@
 
 .stamps/build: .stamps/deps $(SOURCES)
@@ -70,6 +71,8 @@ bench: .stamps/build
 	$(BIN)/effops bench attention
 	$(BIN)/effops bench linear
 	$(BIN)/effops bench tree
+	$(BIN)/effops bench moe
+	$(BIN)/effops bench model
 
 format: .stamps/test-deps
 	$(BIN)/ruff check --fix --select I . && $(BIN)/ruff format .
