@@ -56,7 +56,7 @@ def reference(tools):
 
 def difference(tools, reference, experts):
     curve = tools["compare"].loss_curve(experts, tools["compare"].code_tokenizer(), batches(tools), **SIZES)
-    return tools["compare"].largest_difference({"eager": reference, "effops": curve})
+    return tools["compare"].largest_difference(reference, curve)
 
 
 @pytest.mark.parametrize("experts", ["effops", "sorted"])
