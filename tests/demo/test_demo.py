@@ -46,13 +46,15 @@ def test_every_form_of_plain_torch_agrees_with_float64(model: Llama, form: str):
 def test_a_side_with_another_weight_is_a_no(model: Llama):
     prompt = Prompt("x", list(range(10, 60)))
     both = Sides(model, len(prompt.tokens), 16)
-    honest = judge(both, prompt.tokens, both.run("torch", prompt.tokens, 16), both.run("effops", prompt.tokens, 16))
+    honest = judge(
+        both.exact, prompt.tokens, both.run("torch", prompt.tokens, 16), both.run("effops", prompt.tokens, 16)
+    )
     assert honest.kind in ("identical", "near-tie")
     other = Llama.from_pretrained(shipped.model_dir(), dtype=torch.float32)
     with torch.no_grad():
         other.layers[3].mlp.down_proj.weight[:, :64] *= -1
     wrong = Sides(other, len(prompt.tokens), 16).run("effops", prompt.tokens, 16)
-    assert judge(both, prompt.tokens, both.run("torch", prompt.tokens, 16), wrong).kind == "NO"
+    assert judge(both.exact, prompt.tokens, both.run("torch", prompt.tokens, 16), wrong).kind == "NO"
 
 
 def test_quick_run_writes_a_page_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -65,9 +67,12 @@ def test_quick_run_writes_a_page_and_figures(tmp_path: Path, capsys: pytest.Capt
     assert [row["dtype"] for row in result["text"]["rows"]] == ["float32", "bfloat16"]
     assert result["text"]["rows"][0]["judgement"]["kind"] in ("identical", "near-tie")
     assert all(row["new_tokens"] == 8 and row["speedup"] > 0 for row in result["text"]["rows"])
+    assert [row["dtype"] for row in result["experts"]["rows"]] == ["float32", "bfloat16"]
+    judged = result["experts"]["totals"]["float32"]["judgements"]
+    assert set(judged) == {"eager + effops", "effops"} and all(sum(j.values()) == 1 for j in judged.values())
     assert result["long_context"]["points"][0]["speedup"] > 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "mine.py" in page and page.count("<svg") == 2
+    assert "mine.py" in page and page.count("<svg") == 2 and "<h2>Mixture of experts</h2>" in page
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert not re.search(r"https?://|<script|<link", without_namespaces)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["demo.json", "index.html"]

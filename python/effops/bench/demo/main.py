@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -15,8 +16,9 @@ from rich.live import Live
 
 from effops import _library
 from effops.bench import record
-from effops.bench.demo import drafting, long_context, text
+from effops.bench.demo import drafting, experts, long_context, text
 from effops.bench.demo.drafting import DraftRow
+from effops.bench.demo.experts import ExpertRow, ExpertSides
 from effops.bench.demo.long_context import Point
 from effops.bench.demo.page import page
 from effops.bench.demo.prompts import Prompt, collect, whole_files
@@ -44,12 +46,15 @@ class Demo:
         self.draft_rows: list[DraftRow] = []
         self.draft_totals: dict[str, dict[str, Any]] = {}
         self.trees: dict[str, Any] = {}
+        self.expert_rows: list[ExpertRow] = []
+        self.expert_totals: dict[str, dict[str, Any]] = {}
+        self.without_experts = ""  # why there is no such part
         self.points: list[Point] = []
         self.problems: list[str] = []
 
     def measure(self, live: Live) -> None:
         def progress(doing: str) -> None:
-            live.update(view(self.rows, self.totals, self.draft_totals, self.points, doing))
+            live.update(view(self.rows, self.totals, self.draft_totals, self.expert_totals, self.points, doing))
             if doing and not live.console.is_terminal:  # where nothing is redrawn, a log shows what is going on
                 print(doing, flush=True)
 
@@ -60,6 +65,7 @@ class Demo:
         for dtype in DTYPES:
             self._text(model if dtype == torch.float32 else model.to(dtype), tokenizer, prompts, progress)
         if self.arguments.model is None:
+            self._experts(prompts, progress)
             self._long_context(progress)
         progress("")
 
@@ -112,6 +118,22 @@ class Demo:
             if wrong:
                 self.problems.append(f"{title}, {name}: {wrong} drafted outputs are NO")
 
+    def _experts(self, prompts: list[Prompt], progress: Any) -> None:
+        a = self.arguments
+        if importlib.util.find_spec("transformers") is None:
+            self.without_experts = "the mixture of experts is compared with the transformers library, which is missing"
+            return
+        for dtype in DTYPES:
+            name = str(dtype).removeprefix("torch.")
+            progress(f"experts, {name}: loading")
+            rows: list[ExpertRow] = []
+            some = prompts[:1] if a.quick else experts.chosen(prompts)
+            for row in experts.measure(ExpertSides(dtype), some, a.new_tokens, 1 if a.quick else a.rounds, progress):
+                rows.append(row)
+                self.expert_rows.append(row)
+                self.expert_totals[name] = experts.summary(rows)
+            self.problems += experts.problems(rows)
+
     def _long_context(self, progress: Any) -> None:
         quick, config = self.arguments.quick, qwen2_0_5b()
         contexts = (QUICK_CONTEXT,) if quick else long_context.CONTEXTS
@@ -134,6 +156,12 @@ class Demo:
                 "trees": self.trees,
                 "rows": [row.as_json() for row in self.draft_rows],
             },
+            "experts": {
+                "model": "code-moe-8m (shipped)",
+                "missing": self.without_experts,
+                "totals": self.expert_totals,
+                "rows": [row.as_json() for row in self.expert_rows],
+            },
             "long_context": {
                 "model": "0.5B-class Qwen2 configuration, random weights",
                 "points": [p.as_json() for p in self.points],
@@ -155,6 +183,8 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "demo.json", json.dumps(result, indent=1) + "\n")
     _write(out / "index.html", page(result))
+    if demo.without_experts:
+        console.print(f"left out: {demo.without_experts} (pip install transformers)")
     for problem in demo.problems:
         console.print(f"[bold red]{problem}")
     console.print(f"page: {out / 'index.html'}   figures: {out / 'demo.json'}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the terminal shows: one live table for the text, one for the long contexts."""
+"""What the terminal shows: live tables, one a part."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from effops.bench.demo.experts import EAGER, HOOK, OURS
 from effops.bench.demo.long_context import Point
 from effops.bench.demo.text import Row
 
 STYLES = {"identical": "green", "same": "green", "near-tie": "yellow", "diverges": "yellow", "NO": "bold red"}
+
+SIDES = {EAGER: "transformers, eager", HOOK: "transformers with effops", OURS: "effops"}
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -26,6 +29,7 @@ def view(
     rows: Sequence[Row],
     totals: dict[str, dict[str, Any]],
     drafting: dict[str, dict[str, Any]],
+    experts: dict[str, dict[str, Any]],
     points: Sequence[Point],
     doing: str,
 ) -> RenderableType:
@@ -49,6 +53,8 @@ def view(
     parts: list[RenderableType] = [text]
     if drafting:
         parts += [Text(), _drafting(drafting)]
+    if experts:
+        parts += [Text(), _experts(experts)]
     if points:
         steps = _table(
             "0.5B-class model, random weights, bfloat16: a decode step", "context", "torch", "effops", "speed-up"
@@ -59,6 +65,23 @@ def view(
             )
         parts += [Text(), steps]
     return Group(*parts, Text(doing, "dim"))
+
+
+def _experts(totals: dict[str, dict[str, Any]]) -> Table:
+    """One row for each dtype and side."""
+    table = _table(
+        "Mixture of experts: tokens a second, prompt included", "side", "dtype", "files", "tokens/s", "over eager",
+        "judgement",
+    )  # fmt: skip
+    for dtype, total in totals.items():
+        for side, rate in total["tokens_per_second"].items():
+            judged = total["judgements"].get(side, {})
+            table.add_row(
+                SIDES[side], dtype, str(total["prompts"]), f"{rate:.0f}",
+                f"{total['speedup'][side]:.2f}×" if side in total["speedup"] else "",
+                ", ".join(f"{n} {kind}" for kind, n in judged.items()),
+            )  # fmt: skip
+    return table
 
 
 def _drafting(sets: dict[str, dict[str, Any]]) -> Table:

@@ -76,7 +76,7 @@ def measure(
                 progress(f"{prompt.name}: {side}, round {i + 1} of {rounds}")
                 runs[side].append(sides.run(side, prompt.tokens, new_tokens))
         progress(f"{prompt.name}: judging against float64")
-        judgement = judge(sides, prompt.tokens, runs["torch"][-1], runs["effops"][-1])
+        judgement = judge(sides.exact, prompt.tokens, runs["torch"][-1], runs["effops"][-1])
         yield Row(
             prompt,
             str(sides.model.dtype).removeprefix("torch."),

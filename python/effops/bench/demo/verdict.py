@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from effops.bench.demo.sides import Run, Sides
+from effops.bench.demo.sides import Run
 from effops.decoding import Verdict, compare, exact_logits
 
 # In a bfloat16 layer about a dozen results are rounded one after the other (norms, projections, rotation, scores,
@@ -32,6 +32,14 @@ class Errors:
         return cls(_rms(exact), _rms(torch_logits.to(exact) - exact), _rms(effops_logits.to(exact) - exact))
 
     @classmethod
+    def typical(cls, exact: Tensor, torch_logits: Tensor, effops_logits: Tensor) -> Errors:
+        """Of the median position: few positions that are far off do not count."""
+        return cls(*(
+            float(x.to(exact).square().mean(-1).median().sqrt())
+            for x in (exact, torch_logits.to(exact) - exact, effops_logits.to(exact) - exact)
+        ))  # fmt: skip
+
+    @classmethod
     def together(cls, parts: Sequence[Errors]) -> Errors:
         def mean(name: str) -> float:
             return math.sqrt(sum(getattr(p, name) ** 2 for p in parts) / len(parts))
@@ -41,7 +49,10 @@ class Errors:
     def fits(self, layers: int, eps: float) -> bool:
         """Both within the rounding (``eps``) of ``layers`` layers, and ours at most half worse than torch's."""
         bound = eps * math.sqrt(ROUNDINGS_A_LAYER * layers) * self.logits
-        return self.torch <= bound and self.effops <= bound and self.effops <= WORSE_THAN_TORCH * self.torch
+        return self.torch <= bound and self.effops <= bound and self.as_good_as_torch()
+
+    def as_good_as_torch(self) -> bool:
+        return self.effops <= WORSE_THAN_TORCH * self.torch
 
 
 @dataclass
@@ -62,15 +73,18 @@ class Judgement:
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
-def judge(sides: Sides, prompt: Sequence[int], a: Run, b: Run) -> Judgement:
-    """The judgement on a run of plain torch and one of effops."""
+def judge(
+    exact: Callable[[Tensor], Tensor], prompt: Sequence[int], a: Run, b: Run,
+    errors_of: Callable[[Tensor, Tensor, Tensor], Errors] = Errors.of,
+) -> Judgement:  # fmt: skip
+    """The judgement on a peer's run and one of effops; ``exact`` gives logits [B,T,V] of ids [B,T] in float64."""
     position = next((i for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=True)) if x != y), None)
     judged = len(a.tokens) if position is None else position + 1
     if a.logits.dtype is torch.float32:
-        verdict = compare(prompt, a.tokens, a.logits, b.tokens, b.logits, sides.exact)
+        verdict = compare(prompt, a.tokens, a.logits, b.tokens, b.logits, exact)
         return Judgement(verdict.kind, position, judged, verdict=verdict)
-    exact = exact_logits(sides.exact, prompt, a.tokens[:judged])
-    errors = Errors.of(exact, a.logits[:judged], b.logits[:judged])
+    right = exact_logits(exact, prompt, a.tokens[:judged])
+    errors = errors_of(right, a.logits[:judged], b.logits[:judged])
     return Judgement("same" if position is None else "diverges", position, judged, errors=errors)
 
 
