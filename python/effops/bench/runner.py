@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections import Counter
 from typing import Any
 
 import torch
@@ -41,15 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     roof = Roof(QUICK_BUFFER_BYTES if arguments.quick else full, device)
     console = Console()
     rows: list[Row] = []
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        for case in cases:
-            live.update(report.tables(rows, case.name))
-            rows.append(measure(module.work(case, peers, **more), roof, arguments.repeat))
-            gc.collect()  # the next case may need the memory of this one's copies
-    console.print(report.tables(rows))
     extra: dict[str, Any] = {"quick": arguments.quick, "read_loops": list(roof.loops)}
     if device == "cuda":
         extra["gpu"] = torch.cuda.get_device_name(0)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        for case in cases:
+            live.update(report.tables(rows, case.name))
+            if not console.is_terminal:  # where nothing is redrawn, a log shows how far it is
+                print(f"{case.name} ({len(rows) + 1} of {len(cases)})", file=sys.stderr, flush=True)
+            rows.append(measure(module.work(case, peers, **more), roof, arguments.repeat))
+            if arguments.json:  # a run that is cut off keeps its rows
+                report.write_json(arguments.json, head, rows, **extra)
+            gc.collect()  # the next case may need the memory of this one's copies
+    console.print(report.tables(rows))
     if arguments.family == "attention" and device == "cpu":
         extra["host_cost_us"] = host_cost(0.01 if arguments.quick else 0.2)
         console.print("host cost of a call, µs: " + ", ".join(f"{n} {t:.1f}" for n, t in extra["host_cost_us"].items()))
@@ -87,9 +92,9 @@ def _write(arguments: argparse.Namespace, head: dict[str, Any], rows: list[Row],
 
 
 def _verdict(rows: list[Row]) -> int:
-    absent = {name: x.reason for row in rows for name, x in row.results.items() if x.status == "n/a"}
-    for name, reason in absent.items():
-        print(f"n/a {name}: {reason}")
+    absent = Counter((name, x.reason) for row in rows for name, x in row.results.items() if x.status == "n/a")
+    for (name, reason), count in absent.items():
+        print(f"n/a {name}: {reason}" + (f" ({count} of {len(rows)} rows)" if count < len(rows) else ""))
     wrong = [(row.work.name, name, x.reason) for row in rows for name, x in row.results.items() if x.status == "wrong"]
     for case, name, reason in wrong:
         print(f"effops bench: WRONG: {name}: {case}: {reason}", file=sys.stderr)

@@ -82,7 +82,7 @@ def measure(work: Work, roof: Roof, rounds: int) -> Row:
             result.times = times[name]
             if samples.void:
                 result.status, result.reason = "void", f"bandwidth or peak drifted by {samples.drift:.0%}"
-    return Row(work, samples, results, retries)
+    return Row(work.without_operands(), samples, results, retries)
 
 
 def _checked(work: Work, name: str, call: Call | str) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,14 @@ class Work:
     candidates: dict[str, Call | str]
     check: Callable[[str, Any], float]
     others: dict[str, Other] = field(default_factory=dict)
+
+    def without_operands(self) -> Work:
+        """What a row keeps: calls and check hold gigabytes."""
+        return replace(self, candidates={}, check=_spent)
+
+
+def _spent(name: str, result: Any) -> float:
+    raise RuntimeError(f"{name}: the operands of this row are gone")
 
 
 @dataclass
