@@ -84,27 +84,35 @@ struct PanelTile {
 #else
   static constexpr int kRows = 2;
 #endif
-  static constexpr int kVectors = 2;
+  // Vectors of the panel's width, and those that `rows` rows are multiplied with at a time.
+  static constexpr int kAll = kPanel / vec_of<typename P::C>::width;
+  static constexpr int vectors(int rows, int units) {
+#if defined(EFFOPS_ISA_AVX512) || defined(EFFOPS_ISA_AVX2)
+    return rows * kAll * units <= 8 ? kAll : 2;
+#else
+    return 2;
+#endif
+  }
 };
 
-// c [MR][32] at columns of kVectors vectors = rows of `a` times the panel. Lines `far` bytes on are asked for.
-template <class P, class B, int MR>
-inline void panel_tile(int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far,
+// c [MR][32] at columns of NV vectors = rows of `a` times the panel, plus what is there if `more`. Lines `far` bytes on
+// are asked for, all of the panel's width.
+template <class P, class B, int MR, int NV>
+inline void panel_tile(int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far, bool more,
                        typename P::C* c) {
   using V = vec_of<typename P::C>;
-  constexpr int NV = PanelTile<P>::kVectors, kUnits = B::kUnits;
+  constexpr int kUnits = B::kUnits, kLine = 64, kStep = kPanel * B::kColumnBytes;
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) acc[i][j] = V::zero();
-  for (int64_t k = 0; k < steps; ++k, b += kPanel * B::kColumnBytes) {
+    for (int j = 0; j < NV; ++j) acc[i][j] = more ? V::load(c + i * kPanel + j * V::width) : V::zero();
+  for (int64_t k = 0; k < steps; ++k, b += kStep) {
     V y[NV][kUnits];
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) B::load(b + j * V::width * B::kColumnBytes, y[j]);
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      B::load(b + j * V::width * B::kColumnBytes, y[j]);
-      __builtin_prefetch(b + j * V::width * B::kColumnBytes + far, 0, 2);
-    }
+    for (int line = 0; line < kStep; line += kLine) __builtin_prefetch(b + line + far, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
@@ -120,12 +128,31 @@ inline void panel_tile(int64_t steps, const typename P::Unit* a, int64_t lda, co
     for (int j = 0; j < NV; ++j) acc[i][j].store(c + i * kPanel + j * V::width);
 }
 
+// c [MR][32] = rows of `a` times the panel. Where its width is not multiplied at once and it comes from memory, it is
+// gone through in stretches that stay in the first-level cache until all of the width has been multiplied.
 template <class P, class B, int MR>
-void panel_tile_of(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far,
+void panel_product(int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far,
                    typename P::C* c) {
+  using V = vec_of<typename P::C>;
+  constexpr int NV = PanelTile<P>::vectors(MR, B::kUnits), kColumns = NV * V::width;
+  constexpr int64_t kStep = kPanel * B::kColumnBytes, kStretch = 16384 / kStep;
+  const int64_t stretch = NV == PanelTile<P>::kAll || far == 0 ? steps : kStretch;
+  int64_t k = 0;
+  do {
+    const int64_t count = std::min(stretch, steps - k);
+    for (int at = 0; at < kPanel; at += kColumns)
+      panel_tile<P, B, MR, NV>(count, a + k * B::kUnits, lda, b + k * kStep + at * B::kColumnBytes, at == 0 ? far : 0,
+                               k > 0, c + at);
+    k += count;
+  } while (k < steps);
+}
+
+template <class P, class B, int MR>
+void panel_product_of(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far,
+                      typename P::C* c) {
   if constexpr (MR > 0) {
-    if (rows == MR) return panel_tile<P, B, MR>(steps, a, lda, b, far, c);
-    panel_tile_of<P, B, MR - 1>(rows, steps, a, lda, b, far, c);
+    if (rows == MR) return panel_product<P, B, MR>(steps, a, lda, b, far, c);
+    panel_product_of<P, B, MR - 1>(rows, steps, a, lda, b, far, c);
   }
 }
 
@@ -134,15 +161,12 @@ void panel_tile_of(int64_t rows, int64_t steps, const typename P::Unit* a, int64
 template <class P, class B, class F>
 void panel_rows(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t lda, const char* b, int64_t far,
                 F&& f) {
-  using V = vec_of<typename P::C>;
-  constexpr int kRows = PanelTile<P>::kRows, kColumns = PanelTile<P>::kVectors * V::width;
+  constexpr int kRows = PanelTile<P>::kRows;
   alignas(64) typename P::C c[kRows * kPanel];
   const int64_t blocks = (rows + kRows - 1) / kRows;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
-    for (int at = 0; at < kPanel; at += kColumns)
-      panel_tile_of<P, B, kRows>(count, steps, a + first * lda, lda, b + at * B::kColumnBytes, block == 0 ? far : 0,
-                                 c + at);
+    panel_product_of<P, B, kRows>(count, steps, a + first * lda, lda, b, block == 0 ? far : 0, c);
     f(first, count, c);
   }
 }
