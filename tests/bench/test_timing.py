@@ -36,9 +36,10 @@ def test_floor_is_the_larger_of_the_two_limits():
 def test_drift():
     assert roof.drift([]) == roof.drift([5.0]) == roof.drift([5.0, 5.0]) == 0.0
     assert roof.drift([10.0, 8.0, 9.0]) == pytest.approx(0.2)
-    assert not Samples(read=[10.0, 8.1], peak=[1.0]).void
-    assert Samples(read=[10.0, 7.9], peak=[1.0]).void
-    assert Samples(read=[10.0], peak=[1.0, 0.7]).void
+    samples = Samples(read=[10.0, 8.0], peak=[1.0, 0.5])
+    assert samples.drift(100, 1) == pytest.approx(0.2) and samples.drift(1, 100) == pytest.approx(0.5)
+    assert Samples(read=[10.0, 9.0], peak=[1.0, 0.05]).drift(100, 1) == pytest.approx(0.5)  # 10 s, then 20
+    assert Samples().drift(1, 1) == 0.0
 
 
 def test_the_roof_is_sampled_around_and_between_the_rounds():

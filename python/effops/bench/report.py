@@ -47,8 +47,8 @@ def as_json(row: Row) -> dict[str, Any]:
         "copies": row.work.copies,
         "read_gb_s": [x / 1e9 for x in row.samples.read],
         "peak_gflop_s": [x / 1e9 for x in row.samples.peak],
-        "drift": row.samples.drift,
-        "void": row.samples.void,
+        "drift": row.drift,
+        "void": row.void,
         "retries": row.retries,
         "floor_ms": row.floor * 1e3,
         "results": {e.pop("candidate"): {k: x for k, x in e.items() if k != "case"} for e in entries(row)},
@@ -120,7 +120,7 @@ def _floor_line(row: Row) -> str:
     others = "; ".join(f"{name}: {other.computes}" for name, other in work.others.items())
     return (
         f"floor {row.floor * 1e3:.3g} ms ({work.bytes / 1e6:.4g} MB, {work.flops / 1e9:.3g} GFLOP); {roof}, "
-        f"drift {samples.drift:.0%}, {row.retries} retries"
+        f"drift {row.drift:.0%}, {row.retries} retries"
         + f"\n* not the case, and of its own floor: {others}"
         * bool(others)
     )

@@ -59,13 +59,9 @@ class Samples:
     read: list[float] = field(default_factory=list)  # bytes/s
     peak: list[float] = field(default_factory=list)  # FLOP/s
 
-    @property
-    def drift(self) -> float:
-        return max(drift(self.read), drift(self.peak))
-
-    @property
-    def void(self) -> bool:
-        return self.drift > MAX_DRIFT
+    def drift(self, bytes_: float, flops: float) -> float:
+        """That of the floors of the single samples: a limit that does not bind may move."""
+        return drift([max(bytes_ / r, flops / p) for r, p in zip(self.read, self.peak, strict=True)])
 
     def floor(self, bytes_: float, flops: float) -> float:
         """The least seconds that so many bytes and FLOPs can take."""

@@ -98,7 +98,7 @@ def _verdict(rows: list[Row]) -> int:
     wrong = [(row.work.name, name, x.reason) for row in rows for name, x in row.results.items() if x.status == "wrong"]
     for case, name, reason in wrong:
         print(f"effops bench: WRONG: {name}: {case}: {reason}", file=sys.stderr)
-    void = sum(row.samples.void for row in rows)
+    void = sum(row.void for row in rows)
     if void:
         print(f"effops bench: {void} of {len(rows)} rows are void: the machine was too unsteady", file=sys.stderr)
     return 1 if wrong else 0
