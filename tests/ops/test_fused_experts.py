@@ -291,3 +291,19 @@ def test_panels(dtype, format):
             there = ops.pack_experts(w, name, panels=True, gated=gated)
             assert there.shape == (2, rows, inner)
             assert same_bits(there.dequantize(), ops.pack_experts(w, name).dequantize())
+
+
+@cpu_only("panels are the CPU's")
+@pytest.mark.parametrize("format", ["int8", "own"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_panels_of_long_rows(dtype, format):
+    """Longer than the stretches in which a panel is gone through, with every number of rows of a tile."""
+    layer = layer_of(2, 1301, 661, DTYPES[dtype])
+    name = dtype if format == "own" else format
+    gate_up = ops.pack_experts(layer["w_gate_up"], name, gated=True, panels=True)
+    down = ops.pack_experts(layer["w_down"], name, panels=True)
+    for rows in range(1, 8):
+        x, weights = normal(rows + 8, 1301, dtype=DTYPES[dtype]), weights_of(rows + 8, 1, DTYPES[dtype])
+        ids = torch.tensor([0] * rows + [1] * 8, dtype=torch.int32)[:, None]
+        call = {"weights": weights, "ids": ids, **(int8_of(layer) if format == "int8" else layer)}
+        assert fused_experts_bound(x, **call).worst(ops.fused_experts(x, gate_up, down, weights, ids)) <= 1, rows
