@@ -8,11 +8,6 @@
 namespace effops::ops {
 namespace {
 
-// How many of `most` features each group has, int32 [E].
-void take_sizes(const Values<int32_t>& sizes, const char* op, const char* name, int64_t most, const char* most_name) {
-  check_range(op, name, sizes, 0, most, most_name);
-}
-
 Tensor grouped_mm(Tensor x, Tensor w, Tensor offsets, OptionalTensor bias, OptionalTensor in_sizes,
                   OptionalTensor out_sizes, bool batch_invariant) {
   const char* op = "grouped_mm";
@@ -37,8 +32,8 @@ Tensor grouped_mm(Tensor x, Tensor w, Tensor offsets, OptionalTensor bias, Optio
   }
   const Values<int32_t> inputs(op, "in_sizes", in_sizes, {"E", p.groups}, a);
   const Values<int32_t> outputs(op, "out_sizes", out_sizes, {"E", p.groups}, a);
-  take_sizes(inputs, op, "in_sizes", p.in, "d");
-  take_sizes(outputs, op, "out_sizes", p.out, "f");
+  check_range(op, "in_sizes", inputs, 0, p.in, "d");
+  check_range(op, "out_sizes", outputs, 0, p.out, "f");
   p.in_sizes = inputs.get();
   p.out_sizes = outputs.get();
   p.invariant = batch_invariant;
@@ -72,8 +67,8 @@ Tensor grouped_mm_weight_gradient(Tensor x, Tensor dy, Tensor offsets, OptionalT
   p.offsets = group_ends(ends, offsets, a, p.groups, p.rows);
   const Values<int32_t> inputs(op, "in_sizes", in_sizes, {"E", p.groups}, a);
   const Values<int32_t> outputs(op, "out_sizes", out_sizes, {"E", p.groups}, a);
-  take_sizes(inputs, op, "in_sizes", p.in, "d");
-  take_sizes(outputs, op, "out_sizes", p.out, "f");
+  check_range(op, "in_sizes", inputs, 0, p.in, "d");
+  check_range(op, "out_sizes", outputs, 0, p.out, "f");
   p.in_sizes = inputs.get();
   p.out_sizes = outputs.get();
   a = rows_in_line(a, x);
