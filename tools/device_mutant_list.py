@@ -186,7 +186,7 @@ DEVICE_MUTANTS = (
     DeviceMutant(
         "grouped-rows-past-the-end",
         GROUPED,
-        "    output.clear();\n",
+        "    output.clear(walk.end());\n",
         "",
         "rows past the last group's end",
         tests=GROUPS,

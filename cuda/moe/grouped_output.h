@@ -31,10 +31,9 @@ class GroupedOutput {
     }
   }
 
-  // Rows past the last group's end.
-  __device__ void clear() const {
+  // Rows from `first`, the last group's end, on.
+  __device__ void clear(int64_t first) const {
     const GroupedProblem& p = a_.p;
-    const int64_t first = p.groups > 0 ? clamp_to<int64_t>(p.offsets[p.groups - 1], 0, p.rows) : 0;
     for (int64_t row = first + blockIdx.x; row < p.rows; row += gridDim.x)
       for (int64_t c = threadIdx.x * kCount; c < p.features(); c += kGroupedThreads * kCount)
         Items<T, kCount>{}.store_some(y_at(row, c), p.features() - c, a_.y_pieces);

@@ -46,7 +46,7 @@ struct GroupedTiles {
       output.write(tile, product);
     }
     copy_wait<0>();
-    output.clear();
+    output.clear(walk.end());
   }
 };
 

@@ -43,27 +43,32 @@ class GroupedWalk {
     return true;
   }
 
+  // The end of all groups, once there is no next tile.
+  __device__ int end() const { return __shfl_sync(kAllLanes, end_, kWarp - 1); }
+
  private:
   static constexpr uint32_t kBand = 16;  // row tiles whose rows stay in the cache while all columns pass
-  // Groups that overlap have more tiles than a launch was asked for; those after so many are left out.
-  static constexpr uint32_t kMost = 0x7fffffff;
 
   __device__ static uint32_t row_tiles(int begin, int end) {
     return static_cast<uint32_t>(end - begin + kRows - 1) / kRows;
   }
 
+  // The rows and tiles of the next 32 groups. Groups begin where all before have ended, whatever the offsets are: two
+  // never share a row, and there are no more tiles than the launch was planned for.
   __device__ void look() {
-    const int group = first_ + lane_index();
-    const GroupRows rows = group < a_.p.groups ? GroupRows::of(a_.p.offsets, a_.p.rows, group) : GroupRows();
-    begin_ = static_cast<int>(rows.begin);
-    end_ = static_cast<int>(rows.end);
+    const int group = first_ + lane_index(), rows = static_cast<int>(a_.p.rows), ended = end();
+    end_ = group < a_.p.groups ? clamp_to(a_.p.offsets[group], ended, rows) : ended;
+    EFFOPS_UNROLL
+    for (int step = 1; step < kWarp; step *= 2) end_ = max_of(end_, __shfl_up_sync(kAllLanes, end_, step));
+    begin_ = __shfl_up_sync(kAllLanes, end_, 1);
+    if (lane_index() == 0) begin_ = ended;
     up_to_ = row_tiles(begin_, end_) * a_.column_tiles;
     EFFOPS_UNROLL
     for (int step = 1; step < kWarp; step *= 2) {
       const uint32_t lower = __shfl_up_sync(kAllLanes, up_to_, step);
-      if (lane_index() >= step) up_to_ = min_of(up_to_ + lower, kMost);
+      if (lane_index() >= step) up_to_ += lower;
     }
-    up_to_ = min_of(up_to_ + before_, kMost);
+    up_to_ += before_;
   }
 
   __device__ void place(GroupTile& to, uint32_t i, int begin, int end) const {

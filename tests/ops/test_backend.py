@@ -89,7 +89,7 @@ def test_unchecked_index_values_touch_no_memory(op, monkeypatch):
     monkeypatch.setenv("EFFOPS_CHECK", "0")
     plain = CALLS[name_of(op)]()
     for name, x in plain.items():
-        if not isinstance(x, Tensor) or x.is_floating_point():
+        if not isinstance(x, Tensor) or x.is_floating_point() or x.dtype == torch.int8:  # int8: weights
             continue
         for values in out_of_range(x):
             try:

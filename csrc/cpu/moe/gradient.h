@@ -44,8 +44,7 @@ void grouped_gradient_typed(const GroupedGradientProblem& p, const Parallel& par
       const TileColumns columns{{n, n + TileColumns::kRun}, {within(out - n), within(out - n - TileColumns::kRun)}};
       const int64_t valid = columns.count[0] + columns.count[1];
       if (valid > 0) {
-        const GroupProduct<T, T> product(WeightLayout::columns, dy + first * p.dy_row, p.dy_row, rows,
-                                         GroupedLoop::pack);
+        const GroupProduct<T, T> product(WeightLayout::columns, dy + first * p.dy_row, p.dy_row, rows, in);
         product.tile(tile, columns, a, in, [&](int64_t k, int64_t count, const C* c) {
           for (int64_t r = 0; r < count; ++r)
             for_vectors<V>(valid, [&](int64_t j, int some) {

@@ -36,8 +36,14 @@ class GroupProduct {
   using Unit = typename P::Unit;
 
  public:
-  GroupProduct(WeightLayout layout, const W* w, int64_t stride, int64_t in, GroupedLoop loop)
-      : layout_(layout), w_(w), stride_(stride), in_(in), loop_(loop) {}
+  // `rows` says which loop is right, whatever the rows are in the end.
+  GroupProduct(WeightLayout layout, const W* w, int64_t stride, int64_t in, int64_t rows)
+      : layout_(layout),
+        w_(w),
+        stride_(stride),
+        in_(in),
+        loop_(grouped_loop(layout, rows)),
+        few_(rows <= PanelTile<P>::kRows) {}
 
   // f(first row, rows, products [rows][32]) until all rows have been served. `tile` is the number of a stored panel.
   template <class F>
@@ -54,7 +60,7 @@ class GroupProduct {
           pack_columns<P>(w_, stride_, columns, in_, panel);
         }
         return panel_rows<P, UnitPanel<P>>(rows, units, x.units(), x.unit_row(), reinterpret_cast<const char*>(panel),
-                                           0, f);
+                                           PanelSource::cache, f);
       }
       case GroupedLoop::panels: {
         using B = stored_panel<P, W>;
@@ -63,14 +69,14 @@ class GroupProduct {
         const int64_t stored = kPairs ? (in_ + 1) / 2 : in_;
         const int64_t steps = kPairs ? stored * kUnitsAPair / B::kUnits : stored;
         const int64_t bytes = steps * kPanel * B::kColumnBytes;
+        const auto source = few_ ? PanelSource::streams : PanelSource::stream;
         return panel_rows<P, B>(rows, steps, x.units(), x.unit_row(), reinterpret_cast<const char*>(w_) + tile * bytes,
-                                kPanelAhead, f);
+                                source, f);
       }
     }
   }
 
  private:
-  static constexpr int64_t kPanelAhead = 4096;  // bytes
   static constexpr int kGroups = (kStreamGroupRows + 3) / 4;
 
   template <class F>
@@ -123,6 +129,7 @@ class GroupProduct {
   int64_t stride_;  // from feature to feature of rows, from input to input of columns
   int64_t in_;
   GroupedLoop loop_;
+  bool few_;  // rows, which memory serves faster from several places of a panel at a time
 };
 
 }  // namespace effops::cpu::EFFOPS_ISA

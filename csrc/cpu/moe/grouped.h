@@ -37,7 +37,7 @@ template <class T, class W>
 GroupProduct<T, W> product_of_group(const GroupedProblem& p, const Group& group, bool invariant) {
   const int64_t rows = invariant ? kStreamGroupRows + 1 : group.rows;
   return {p.layout, reinterpret_cast<const W*>(p.w) + group.index * p.w_group,
-          p.layout == WeightLayout::columns ? p.w_in : p.w_out, in_of(p, group), grouped_loop(p.layout, rows)};
+          p.layout == WeightLayout::columns ? p.w_in : p.w_out, in_of(p, group), rows};
 }
 
 // The rows that the groups name, side by side.

@@ -114,10 +114,9 @@ struct Avx2Vec {
     odd.v = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32(int(0xffff0000))));
   }
   static void split(const int8_t* p, Avx2Vec& even, Avx2Vec& odd) {
-    const __m128i u = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i low = _mm_srai_epi16(_mm_slli_epi16(u, 8), 8), high = _mm_srai_epi16(u, 8);
-    even.v = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(low));
-    odd.v = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(high));
+    const __m256i u = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    even.v = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(u, 16), 16));
+    odd.v = _mm256_cvtepi32_ps(_mm256_srai_epi32(u, 16));
   }
   // Undoes split's order.
   static void unsplit(Avx2Vec& even, Avx2Vec& odd) {
