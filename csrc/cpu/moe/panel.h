@@ -205,6 +205,7 @@ void panel_rows(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t 
   const bool streams = source == PanelSource::streams && Tile::kStreams > 1;
   const int64_t apart = streams ? steps / (Tile::kStreams * kBurst) * kBurst : kBurst;
   const int64_t bursts = streams ? Tile::kStreams * apart : steps / kBurst * kBurst;  // steps before the last few
+  const int64_t end = streams ? apart : bursts;
   alignas(64) typename P::C c[kChunk * kPanel];
   const int64_t chunks = (rows + kChunk - 1) / kChunk;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -217,7 +218,8 @@ void panel_rows(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t 
       if (!whole) {
         const int64_t stretch = streams ? taken.count : taken.count * taken.parts;
         const int64_t step = asks ? kStep / passes : 0;
-        ask = {stretch * kStep, step, streams ? taken.apart * kStep : kBurst * step, stretch * step};
+        const int64_t next = k + stretch < end ? stretch : steps - k;  // that of the panel behind this one, at the end
+        ask = {next * kStep, step, streams ? taken.apart * kStep : kBurst * step, stretch * step};
       }
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = count * block / blocks, some = count * (block + 1) / blocks - row;
@@ -226,7 +228,7 @@ void panel_rows(int64_t rows, int64_t steps, const typename P::Unit* a, int64_t 
         ask.ahead = whole ? 0 : ask.ahead + Tile::kAll / 2 * ask.pass;
       }
     };
-    const int64_t end = streams ? apart : bursts, most = whole ? end : kStretch / (streams ? Tile::kStreams : 1);
+    const int64_t most = whole ? end : kStretch / (streams ? Tile::kStreams : 1);
     for (int64_t k = 0; k < end; k += most) {
       const int64_t n = std::min(most, end - k);
       multiply(k, streams ? Steps{n, Tile::kStreams, apart} : Steps{kBurst, n / kBurst, kBurst});
