@@ -84,10 +84,18 @@ class Models:
     plain: Any
     panels: Any
     int8: Any
+    exact: dict[int, Tensor]  # the logits of the first prompt of so many tokens, by eager in the next wider type
+
+
+def inputs(model: Any, tokens: int) -> tuple[Tensor, list[Tensor]]:
+    """What the cache holds, and the prompts."""
+    vocabulary, generator = model.config.vocab_size, torch.Generator().manual_seed(1)
+    past = torch.randint(1, vocabulary, (1, PAST), generator=generator)
+    return past, [torch.randint(1, vocabulary, (1, tokens), generator=generator) for _ in range(PROMPTS)]
 
 
 @lru_cache(maxsize=1)  # the cases of a model come one after another
-def models_of(name: str, tiny: bool, dtype: torch.dtype) -> Models:
+def models_of(name: str, tiny: bool, dtype: torch.dtype, tokens: tuple[int, ...]) -> Models:
     """A random one. Its attention is Transformers' own everywhere."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -104,12 +112,19 @@ def models_of(name: str, tiny: bool, dtype: torch.dtype) -> Models:
         attn_implementation="eager" if name == "gpt_oss" else "sdpa",  # it has no other
         experts_implementation="effops",
     ).eval()
+    wider = torch.float32 if dtype != torch.float32 else torch.float64
+    wide = copy.deepcopy(plain, {id(p): nn.Parameter(p.to(wider)) for p in plain.parameters()})
+    exact = {}
+    for n in tokens:
+        past, prompts = inputs(plain, n)
+        exact[n] = _Pass(wide, "eager", past, prompts)(0)
+    del wide  # there is no room for it beside the others
     packed = []
     for format in (None, "int8"):
         other = copy.deepcopy(plain, {id(p): p for p in plain.parameters()})
         pack_experts_(other, format)
         packed.append(other)
-    return Models(plain, *packed)
+    return Models(plain, packed[0], packed[1], exact)
 
 
 class _Pass:
@@ -117,7 +132,8 @@ class _Pass:
 
     def __init__(self, model: Any, implementation: str, past: Tensor, prompts: list[Tensor]) -> None:
         self.model, self.implementation, self.prompts = model, implementation, prompts
-        with self._chosen(), torch.no_grad():
+        # batched_mm copies the weights of every choice: too many for the past.
+        with _Implementation(model, "eager" if implementation == "batched_mm" else implementation), torch.no_grad():
             self.cache = model(past, use_cache=True).past_key_values
 
     def _chosen(self) -> Any:
@@ -148,11 +164,9 @@ class _Implementation:
 def work(case: Case, peers: tuple[str, ...]) -> Work:
     """A pass, several prompts of as many tokens, and every way to compute the experts."""
     dtype = getattr(torch, case.dtype)
-    models = models_of(case.model, case.tiny, dtype)
-    vocabulary = models.plain.config.vocab_size
-    generator = torch.Generator().manual_seed(1)
-    past = torch.randint(1, vocabulary, (1, PAST), generator=generator)
-    prompts = [torch.randint(1, vocabulary, (1, case.tokens), generator=generator) for _ in range(PROMPTS)]
+    tokens = TOKENS if case.tokens in TOKENS and not case.tiny else (case.tokens,)
+    models = models_of(case.model, case.tiny, dtype, tokens)
+    past, prompts = inputs(models.plain, case.tokens)
 
     def of(model: Any, implementation: str = "effops") -> Call:
         return _Pass(model, implementation, past, prompts)
@@ -182,7 +196,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         flops=flops,
         copies=PROMPTS,
         candidates={name: calls[name]() for name in (*OWN, *peers)},
-        check=_checker(models.plain, past, prompts[0]),
+        check=_checker(models.plain, models.exact[case.tokens], past, prompts[0]),
         others={"effops-int8": Other("the model with int8 experts", rest + round(active * each), flops)},
     )
 
@@ -203,23 +217,19 @@ def _active(run: Call, prompts: int) -> float:
     return sum(_chosen) / prompts
 
 
-def _checker(model: nn.Module, past: Tensor, prompt: Tensor) -> Callable[[str, Tensor], float]:
+def _checker(model: nn.Module, right: Tensor, past: Tensor, prompt: Tensor) -> Callable[[str, Tensor], float]:
     """Root of the mean squared error against the same weights in the next wider type, in units of 4 times that of
     ``eager``: where rounding makes a tie, single choices of a router differ, so that no bound by roundings holds. Of
     int8 in units of a tenth of the logits' own."""
 
     @cache
-    def exact() -> tuple[Tensor, float]:
-        wide = torch.float32 if model.dtype != torch.float32 else torch.float64
-        right = _Pass(copy.deepcopy(model).to(wide), "eager", past, [prompt])(0)
-        eager = _Pass(model, "eager", past, [prompt])(0)
-        return right, _distance(eager, right)
+    def usual() -> float:
+        return _distance(_Pass(model, "eager", past, [prompt])(0), right)
 
     def check(name: str, logits: Tensor) -> float:
-        right, usual = exact()
         if logits.shape != right.shape:
             return torch.inf
-        allowed = 0.1 * _distance(right, torch.zeros(())) if name == "effops-int8" else 4 * usual
+        allowed = 0.1 * _distance(right, torch.zeros(())) if name == "effops-int8" else 4 * usual()
         return _distance(logits, right) / allowed
 
     return check
