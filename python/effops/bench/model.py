@@ -19,7 +19,7 @@ PEERS = ("eager", "grouped_mm", "batched_mm")
 TOKENS = (1, 8, 128)
 PAST = 64  # tokens in the cache before the timed ones; shorter than GPT-OSS's window
 PROMPTS = 4  # that calls rotate over: few tokens meet other experts each time
-GATHERED = 8  # tokens up to which batched_mm, which copies the weights of every choice, is run
+GATHERED_BYTES = 4 << 30  # up to which batched_mm, which copies the weights of every choice, is run
 
 
 # The published sizes, with so few layers that float32, too, fits into 24 GiB; the vocabulary shrinks as the layers do.
@@ -177,7 +177,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         "effops-int8": lambda: of(models.int8),
         "eager": lambda: of(models.plain, "eager"),
         "grouped_mm": lambda: of(models.plain, "grouped_mm"),
-        "batched_mm": lambda: of(models.plain, "batched_mm") if case.tokens <= GATHERED else "copies all weights",
+        "batched_mm": lambda: of(models.plain, "batched_mm") if copied <= GATHERED_BYTES else "copies too much",
     }
     experts = [m for m in models.plain.modules() if hasattr(m, "has_gate") and hasattr(m, "is_transposed")]
     names = {id(p) for m in experts for p in m.parameters()}
@@ -186,6 +186,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
     each = sum(p.numel() for p in experts[0].parameters()) // len(experts[0].down_proj)
     active = _active(of(models.plain, "counting"), len(prompts))
     k = models.plain.config.num_experts_per_tok
+    copied = case.tokens * k * each * dtype.itemsize
     flops = 2 * case.tokens * (sum(p.numel() for p in others) + each * k * len(experts))
     rest = sum(p.nbytes for p in others)
     return Work(
