@@ -97,6 +97,16 @@ def test_a_loop_of_matmuls(dtype, load):
 
 
 @DTYPE
+@pytest.mark.parametrize("load", [(3, 5), (20, 40), (130, 1)], ids=["few", "some", "many"])
+def test_deeper_than_a_pipeline(dtype, load):
+    """So many inputs that every stage of a device's copies is filled again, exact, for each shape of tile."""
+    x, w = integers(sum(load), 333, dtype=DTYPES[dtype]), integers(2, 333, 20, dtype=DTYPES[dtype], seed=1)
+    for matrices in (w, w.mT.contiguous().mT):
+        y = ops.grouped_mm(x, matrices, offsets_of(list(load)))
+        assert same_bits(y, loop(x, w, offsets_of(list(load))).to(x.dtype) + 0)
+
+
+@DTYPE
 def test_one_group_is_a_matmul(dtype):
     for rows in (1, 2, 5, 16, 47, 48, 49, sized(200, 60)):
         x, w = normal(rows, 70, dtype=DTYPES[dtype], seed=rows), normal(1, 70, 90, dtype=DTYPES[dtype], seed=1)
