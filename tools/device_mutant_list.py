@@ -26,16 +26,34 @@ GROUPED, GROUPED_OUTPUT, OPERANDS, GRADIENT, TOKEN, SLOTS = (
     for f in ("grouped_tiles", "grouped_output", "operands", "grouped_gradient_tiles", "routing_token", "slot_sort")
 )
 GROUPS = ("tests/ops/test_grouped.py", "-k", "test_any_call and bf16 or test_sizes and bf16")
+DEEP = ("tests/ops/test_grouped.py", "-k", "test_deeper and bf16")
 EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
+LISTS = ("tests/ops/test_sparse.py", "-k", "test_any_call and bf16 or test_a_list and bf16")
 
 DEVICE_MUTANTS = (
+    DeviceMutant(
+        "listed-gaps-seen",
+        MASK,
+        "return j < b.see.len && b.listed.token(j) >= 0;",
+        "return j < b.see.len;",
+        "a list with gaps",
+        tests=LISTS,
+    ),
+    DeviceMutant(
+        "lists-read-other-keys",
+        LOAD,
+        "const int64_t g = a.p.kv_share > 1 ? r.g / a.p.kv_share : r.g;",
+        "const int64_t g = r.g % (a.p.kv_heads / a.p.kv_share);",
+        "a list for each query head",
+        tests=LISTS,
+    ),
     DeviceMutant(
         "missing-barrier",
         BLOCK,
         "      __syncthreads();  // the keys have been read\n",
         "",
         "two tiles of keys",
-        report="race",
+        report="race:",
         tests=BF16,
     ),
     DeviceMutant(
@@ -44,7 +62,7 @@ DEVICE_MUTANTS = (
         "        __syncthreads();  // keys and values have been read\n",
         "",
         "two tiles of keys",
-        report="race",
+        report="race:",
         tests=F32,
     ),
     DeviceMutant(
@@ -53,7 +71,7 @@ DEVICE_MUTANTS = (
         "    __syncwarp();  // a row's threads share a warp\n",
         "",
         "any call",
-        report="race|uninitialised",
+        report="race:|uninitialised",
         tests=F32,
     ),
     DeviceMutant(
@@ -154,7 +172,7 @@ DEVICE_MUTANTS = (
         "        __syncthreads();  // the step is there, and the one before has been read\n",
         "",
         "any product",
-        report="race|wait",
+        report="race:|wait",
         tests=GROUPS,
     ),
     DeviceMutant(
@@ -172,8 +190,7 @@ DEVICE_MUTANTS = (
         "load.load(stage == 0 ? kStages - 1 : stage - 1);",
         "load.load(stage == 0 ? kStages - 2 : stage - 1);",
         "more depth than the pipeline is long",
-        report="race|wait",
-        tests=GROUPS,
+        tests=DEEP,
     ),
     DeviceMutant(
         "grouped-rows-of-the-next-group",

@@ -287,6 +287,20 @@ MUTANTS = (
         "decoder_layer with a window and one new token",
     ),
     Mutant(
+        "lists-of-query-heads-read-other-keys",
+        "csrc/cpu/attention/tile.h",
+        "head_(rows.kv_head / rows.p.kv_share),",
+        "head_(rows.kv_head % (rows.p.kv_heads / rows.p.kv_share)),",
+        "a list for each query head, two KV heads",
+    ),
+    Mutant(
+        "list-lengths-of-the-first-head",
+        "csrc/ops/selection.cpp",
+        "selection_.counts_head = head;",
+        "selection_.counts_head = 0;",
+        "lists with gaps, of different lengths",
+    ),
+    Mutant(
         "tree-bits-of-the-wrong-row",
         PROBLEM,
         "s.ancestors[i * s.words + (t >> 6)] >> (t & 63) & 1",

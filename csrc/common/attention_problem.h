@@ -30,8 +30,10 @@ struct AttentionProblem {
   const int32_t* cu_k = nullptr;
   const int32_t* kv_lens = nullptr;  // [batch], or [batch, kv_heads] with lens_a_head
   bool lens_a_head = false;
-  PageTable pages;  // of k and v; their views are then [pages, page tokens, kv_heads, dim]
-  Tree tree;        // of the last q_len keys
+  PageTable pages;       // of k and v; their views are then [pages, page tokens, kv_heads, dim]
+  Tree tree;             // of the last q_len keys
+  Selection selected;    // key j of a KV head is the token that entry j names; without other masks, for one query token
+  int64_t kv_share = 1;  // KV heads of the problem that read the same head of k and v
   const int32_t* kv_starts = nullptr;
   const int32_t* prefix_lens = nullptr;
   const int32_t* head_windows = nullptr;
@@ -87,6 +89,10 @@ EFFOPS_HD inline Sequence sequence_of(const AttentionProblem& p, int64_t b, int6
     s.kv_len = p.cu_k[b + 1] - p.cu_k[b];
   } else {
     s.kv_len = p.kv_lens ? p.kv_lens[p.lens_a_head ? b * p.kv_heads + g : b] : p.kv_capacity;
+  }
+  if (p.selected.given()) {
+    s.kv_len = p.selected.count_of(b, g);
+    return s;
   }
   if (p.tree.ancestors) {
     s.ancestors = p.tree.ancestors + b * p.tree.ancestors_batch;

@@ -49,6 +49,21 @@ struct PageTable {
   }
 };
 
+// The logical tokens that a sequence's heads attend to, in any order; entries below 0 name none.
+struct Selection {
+  const int32_t* data = nullptr;  // [batch, heads, entries]; null: all tokens
+  int64_t batch = 0, head = 0, entry = 1;
+  int64_t count = 0;                // entries
+  const int32_t* counts = nullptr;  // [batch, heads]: those that are there, before the others; null: any may be
+  int64_t counts_batch = 0, counts_head = 0;
+
+  EFFOPS_HD bool given() const { return data != nullptr; }
+  EFFOPS_HD const int32_t* list(int64_t b, int64_t h) const { return data + b * batch + h * head; }
+  EFFOPS_HD int64_t count_of(int64_t b, int64_t h) const {
+    return counts ? counts[b * counts_batch + h * counts_head] : count;
+  }
+};
+
 struct CacheLimits {             // what a device kernel may rely on: places outside are absent
   int64_t slots = 0, pages = 0;  // of a sequence; of a paged cache
 };

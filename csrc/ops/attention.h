@@ -60,6 +60,22 @@ struct PageTableArg {
   Readable<int32_t> values_;
 };
 
+// int32 [B, 1 or G or H, S]: the tokens that each list's heads attend to; -1 names none.
+class SelectionArg {
+ public:
+  // p.batch, p.heads and p.kv_heads must stand.
+  SelectionArg(const Arg& indices, const Arg& like, const AttentionProblem& p);
+  // Everything in p can be read. For the processor gaps are closed.
+  void check(const Arg& indices, const AttentionProblem& p, int64_t pages);
+  // A list for each query head makes it a KV head of its own.
+  void apply(AttentionProblem& p) const;
+
+ private:
+  Selection selection_;
+  int64_t lists_ = 1;
+  std::vector<int32_t> kept_, counts_;
+};
+
 // Entries of a page table that a call will read name pages below `count`. Everything in p can be read.
 void check_pages(const char* op, const char* name, const AttentionProblem& p, int64_t count);
 

@@ -1,4 +1,4 @@
-// paged_attention and tree_attention: queries over a KV cache, dense or in pages.
+// paged_attention, tree_attention and sparse_attention: queries over a KV cache, dense or in pages.
 #include "ops/attention.h"
 
 namespace effops::ops {
@@ -173,11 +173,33 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k, Tensor v, Tensor a
   return run_attention(backend, in.q, p, in.limits);
 }
 
+std::tuple<Tensor, Tensor> sparse_attention(Tensor q, Tensor k, Tensor v, Tensor indices, OptionalTensor kv_lens,
+                                            OptionalTensor page_table, OptionalTensor kv_starts,
+                                            OptionalTensor sink_logits, double softcap, std::optional<double> scale) {
+  const char* op = "sparse_attention";
+  EFFOPS_CHECK(kv_lens || !page_table, op, ": kv_lens: expected a tensor beside page_table, got None");
+  const Backend backend(op, q);
+  Cached in(backend, op, "k", "v", q, k, v, page_table, kv_lens, std::nullopt, std::nullopt, std::nullopt);
+  AttentionProblem& p = in.p;
+  EFFOPS_CHECK(p.q_len == 1, op, ": q: expected shape [B, T = 1, H, D], got ", in.q.shape());
+  const AttentionOptions options(op, in.q, p.batch, p.heads, p.kv_heads, std::nullopt, kv_starts, false, 0, 0,
+                                 std::nullopt, std::nullopt, sink_logits, softcap, scale);
+  check_range(op, "kv_starts", options.kv_starts, 0, p.kv_capacity, in.capacity_name);
+  const Arg list(op, "indices", indices);
+  SelectionArg selection(list, in.q, p);
+  if (backend.checks_values()) selection.check(list, in.readable(options), in.limits.pages);
+  options.apply(p);
+  selection.apply(p);
+  in.limits.max_kv_len = list.size(2);
+  return run_attention(backend, in.q, p, in.limits);
+}
+
 }  // namespace
 
 EFFOPS_ON_EVERY_BACKEND(m) {
   m.impl("paged_attention", TORCH_BOX(&paged_attention));
   m.impl("tree_attention", TORCH_BOX(&tree_attention));
+  m.impl("sparse_attention", TORCH_BOX(&sparse_attention));
 }
 
 }  // namespace effops::ops

@@ -30,6 +30,10 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor? head_windows=None, Tensor? sink_logits=None, float softcap=0.0, float? scale=None, "
       "int? max_q_len=None, int? max_kv_len=None) -> (Tensor, Tensor)");
   m.def(
+      "sparse_attention(Tensor q, Tensor k, Tensor v, Tensor indices, *, Tensor? kv_lens=None, "
+      "Tensor? page_table=None, Tensor? kv_starts=None, Tensor? sink_logits=None, float softcap=0.0, "
+      "float? scale=None) -> (Tensor, Tensor)");
+  m.def(
       "append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots, *, "
       "Tensor? page_table=None) -> ()");
   m.def(

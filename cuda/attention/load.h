@@ -55,24 +55,31 @@ struct Tile {
 template <class T>
 struct KeyRows {
   const T* base;
+  const Listed& listed;
   int64_t token, page_stride;
   int64_t table, entry;  // where the sequence's page table begins, and the step from entry to entry
   const AttentionParams& a;
 
-  __device__ KeyRows(const AttentionParams& params, const TensorView4& x, const RowBlock& r) : a(params) {
+  __device__ KeyRows(const AttentionParams& params, const TensorView4& x, const RowBlock& r)
+      : listed(r.listed), a(params) {
     const bool paged = a.p.pages.given();
-    base = reinterpret_cast<const T*>(x.data) + r.g * x.head +
+    const int64_t g = a.p.kv_share > 1 ? r.g / a.p.kv_share : r.g;
+    base = reinterpret_cast<const T*>(x.data) + g * x.head +
            (paged      ? 0
             : a.p.cu_k ? r.s.k_begin * x.token
                        : r.b * x.batch);
     token = x.token;
     page_stride = x.batch;
-    table = r.b * a.p.pages.batch + r.g * a.p.pages.head;
+    table = r.b * a.p.pages.batch + g * a.p.pages.head;
     entry = a.p.pages.entry;
   }
 
-  // Null where the page table names no page.
+  // Null where the page table names no page, or a list no token.
   __device__ const T* operator()(int64_t j) const {
+    if (listed.list) {
+      j = listed.token(j);
+      if (j < 0) return nullptr;
+    }
     if (!a.p.pages.given()) return base + j * token;
     const uint32_t place = a.page.quotient(static_cast<uint32_t>(j));
     const int64_t page = a.p.pages.data[table + place * entry];

@@ -20,8 +20,29 @@ __device__ inline Sequence checked_sequence(const AttentionParams& a, int64_t b,
   return s;
 }
 
+// The tokens that a KV head's keys are, where they are selected; those out of range are absent.
+struct Listed {
+  const int32_t* list;  // null: key j is token j
+  int64_t entry, start, end;
+
+  __device__ static Listed of(const AttentionParams& a, int64_t b, int64_t g) {
+    const AttentionProblem& p = a.p;
+    if (!p.selected.given()) return {nullptr, 0, 0, 0};
+    const int64_t heads = p.kv_heads / p.kv_share;
+    const int64_t end = p.kv_lens ? p.kv_lens[p.lens_a_head ? b * heads + g / p.kv_share : b] : p.kv_capacity;
+    return {p.selected.list(b, g), p.selected.entry, p.kv_starts ? max_of(p.kv_starts[b], 0) : 0,
+            min_of(end, p.kv_capacity)};
+  }
+  // -1: absent.
+  __device__ int64_t token(int64_t j) const {
+    const int64_t t = list[j * entry];
+    return t >= start && t < end ? t : -1;
+  }
+};
+
 struct RowBlock {
   int64_t b, g;
+  Listed listed;
   Sequence s;
   Visibility see;
   TileList tiles;
@@ -61,6 +82,7 @@ __device__ inline RowBlock row_block_of(const AttentionParams& a, int64_t b, int
   r.end = min_of(r.begin + block, r.rows);
   r.splits = r.first_tile = r.last_tile = 0;
   if (r.begin == r.end) return r;
+  r.listed = Listed::of(a, b, g);
   r.see = visibility_of(a.p, r.s, g);
   r.positions = r.s.positions(RowBlock::token_of(a, r.begin), RowBlock::token_of(a, r.end - 1));
   r.tiles = TileList::of(r.see, r.positions);
@@ -74,7 +96,7 @@ __device__ inline RowBlock row_block_of(const AttentionParams& a, int64_t b, int
 }
 
 // The row block in shared memory, found by one warp for all; the rest of the block's shared memory begins behind it.
-inline constexpr int kRowBlockBytes = 256;
+inline constexpr int kRowBlockBytes = 288;
 static_assert(sizeof(RowBlock) <= kRowBlockBytes);
 
 // The x-th row block of a ragged batch, over the sequences of more than `above` rows: its sequence, or -1, and its

@@ -30,7 +30,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
-            head_dim, v_dim, window, num_sinks``; merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
+            head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
+            lists`` (1, KV heads or query heads); merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
             ``batch, q_len, kv_heads, head_dim, v_dim``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
@@ -99,6 +100,15 @@ def _tree_attention(*, dtype: str, **sizes: Any) -> str:
     lines = _attention(dtype=dtype, **sizes).removesuffix(_DIFFERENTIABLE)
     nodes = sizes.get("q_len", 1)
     return f"{lines}mask: {nodes} x {nodes} bits, read for the last {nodes} keys only\n{_NO_GRADIENT}"
+
+
+def _sparse_attention(*, dtype: str, selected: int, heads: int, kv_heads: int, lists: int = 0, **sizes: Any) -> str:
+    each = heads if lists == heads else kv_heads
+    lines = _attention(dtype=dtype, kv_len=selected, heads=heads, kv_heads=each, **sizes)
+    rows = (
+        f"tile_rows: in place, through a list of {selected} tokens for each {'query' if each > kv_heads else 'KV'} head"
+    )
+    return f"{lines.removesuffix(_DIFFERENTIABLE)}{rows}\n{_NO_GRADIENT}"
 
 
 def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1) -> str:
@@ -283,6 +293,7 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "append_kv": _append_kv,
     "commit_kv": _append_kv,
     "paged_attention": _paged_attention,
+    "sparse_attention": _sparse_attention,
     "tree_attention": _tree_attention,
     "packed_linear": _packed_linear,
     "rms_norm": _rms_norm,

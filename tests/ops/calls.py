@@ -58,6 +58,15 @@ def tree_attention() -> Arguments:
     return call | {"ancestors": bits, "depths": int32(0, 1, 1, 2, 0, 1, 0, 0).view(2, 4)}
 
 
+def sparse_attention() -> Arguments:
+    """B 2, H 4, G 2, pages of 4 tokens, a list for each KV head."""
+    call = paged_attention()
+    names = ("page_table", "kv_lens", "kv_starts", "sink_logits", "softcap", "scale")
+    indices = int32(0, 8, -1, 3, 3, 1, 4, -1, 2, 4, -1, -1).view(2, 2, 3)
+    caches = {"k": call["k_pages"], "v": call["v_pages"], "q": normal(2, 1, 4, 8), "indices": indices}
+    return {name: call[name] for name in names} | caches
+
+
 def append_kv() -> Arguments:
     """Pages of 4 tokens, two a sequence."""
     return {
@@ -203,6 +212,7 @@ CALLS = {
     "sample": lambda: sampling() | {"uniforms": torch.linspace(0, 0.99, 6, dtype=torch.float64).view(2, 3)},
     "sampling_probs": sampling,
     "silu_mul": lambda: {"x": normal(2, 3, 8)},
+    "sparse_attention": sparse_attention,
     "topk_routing": lambda: {
         "logits": normal(3, 8),
         "k": 3,

@@ -81,6 +81,10 @@ def test_pages_over_2_to_the_31_elements(tokens, dim):
     assert same_bits(ops.paged_attention(q, *placed, table, lens), ops.paged_attention(q, k, v, table, lens))
     trees = [ops.tree_attention(q, *x, bits, kv_lens=lens, page_table=table) for x in (placed, (k, v))]
     assert same_bits(*trees)
+    if tokens == 1:
+        lists = int32(0, 19, 12, 9, 3, -1).view(1, 2, 3)
+        few = [ops.sparse_attention(q, *x, lists, kv_lens=lens, page_table=table) for x in (placed, (k, v))]
+        assert same_bits(*few)
     nodes = int32(0, 2, 5)[None]
     for caches in (placed, (k, v)):
         ops.append_kv(*caches, q[:, :1, :2], q[:, :1, 2:], int32(12)[None], page_table=table)

@@ -1,5 +1,5 @@
-"""Calls of ``paged_attention`` and ``tree_attention``: page tables, trees, ragged batches, over dense or paged
-caches."""
+"""Calls of ``paged_attention``, ``tree_attention`` and ``sparse_attention``: page tables, trees, lists of tokens,
+ragged batches, over dense or paged caches."""
 
 from __future__ import annotations
 
@@ -147,3 +147,53 @@ def trees(draw: st.DrawFn, dtype: torch.dtype, *, kinds: tuple[str, ...] = KINDS
     else:
         q = values(batch, tokens, kv_heads * group, dim, seed=seed, **how)
     return Case((draw(layouts)(q), draw(layouts)(k), draw(layouts)(v), draw(layouts)(bits)), options)
+
+
+@st.composite
+def selections(draw: st.DrawFn, dtype: torch.dtype, *, kinds: tuple[str, ...] = KINDS) -> Case:
+    """A call of ``sparse_attention``: lists for all heads, KV heads or query heads, with gaps and repetitions. Tokens
+    that no list names hold NaN."""
+    batch, page = draw(st.integers(0, 3)), draw(st.sampled_from(PAGES))
+    kv_heads, group = draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from(GROUPS))
+    heads = kv_heads * group
+    lens = [draw(st.sampled_from(LENGTHS)) for _ in range(batch)]
+    starts = [draw(st.integers(0, n)) if draw(st.booleans()) else 0 for n in lens]
+    lists, count = draw(st.sampled_from((1, kv_heads, heads))), draw(st.sampled_from((0, 1, 3, 16, 64, 65, 130)))
+    dim, v_dim, seed, kind = (draw(st.sampled_from(x)) for x in (DIMS, DIMS, range(100), kinds))
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.full((batch, lists, count), -1, dtype=torch.int32)
+    for b, (length, start) in enumerate(zip(lens, starts, strict=True)):
+        if start < length:
+            drawn = torch.randint(start, length, (lists, count), generator=generator, dtype=torch.int32)
+            gaps = torch.rand(lists, count, generator=generator) < draw(st.sampled_from((0.0, 0.3, 1.0)))
+            indices[b] = torch.where(gaps, -1, drawn)
+    options: dict[str, Any] = draw(score_options(heads)) | {"kv_lens": int32(*lens)}
+    if any(starts) or draw(st.booleans()):
+        options["kv_starts"] = int32(*starts)
+    how = {"dtype": dtype, "kind": kind}
+    capacity = max(lens, default=0) + draw(st.integers(0, 3))
+    caches = [values(batch, capacity, kv_heads, d, seed=seed + d, **how) for d in (dim, v_dim)]
+    named = torch.zeros(batch, capacity, kv_heads, dtype=torch.bool)
+    for b in range(batch):
+        for g in range(kv_heads):
+            own = (
+                slice(None)
+                if lists == 1
+                else slice(g, g + 1)
+                if lists == kv_heads
+                else slice(g * group, (g + 1) * group)
+            )
+            used = indices[b, own].flatten().long()
+            named[b, used[used >= 0], g] = True
+    for x in caches:
+        x[~named] = torch.nan
+    if draw(st.booleans()):
+        table, pages = draw(tables([[n] for n in lens], starts, page))
+        paged = [torch.full((pages, page, kv_heads, d), torch.nan, dtype=dtype) for d in (dim, v_dim)]
+        for b, (length, start) in enumerate(zip(lens, starts, strict=True)):
+            for j in range(start, length):
+                for to, x in zip(paged, caches, strict=True):
+                    to[int(table[b, j // page]), j % page] = x[b, j]
+        caches, options["page_table"] = paged, draw(layouts)(table)
+    q = values(batch, 1, heads, dim, seed=seed, **how)
+    return Case((draw(layouts)(q), *(draw(layouts)(x) for x in caches), draw(layouts)(indices)), options)

@@ -1,5 +1,5 @@
 // How a tile of keys or values is loaded: in place where its rows are contiguous, through a list of
-// rows where they lie in pages, else through a copy. Never reads past a row's end or a sequence's.
+// rows where they lie in pages or are selected, else through a copy. Never reads past a row's end or a sequence's.
 #pragma once
 
 #include "common/attention_plan.h"
@@ -29,21 +29,30 @@ class TileSource {
   TileSource(const R& rows, const TensorView4& view, int64_t dim, T* stage)
       : view_(view),
         pages_(rows.p.pages),
+        selected_(rows.p.selected),
         index_(rows.index),
-        head_(rows.kv_head),
+        kv_head_(rows.kv_head),
+        head_(rows.kv_head / rows.p.kv_share),
         end_(rows.s.kv_len),
         dim_(dim),
         stage_(stage) {
-    base_ = reinterpret_cast<const T*>(view.data) + rows.kv_head * view.head;
+    base_ = reinterpret_cast<const T*>(view.data) + head_ * view.head;
     if (!pages_.given()) base_ += (rows.p.cu_k ? 0 : index_) * view.batch + rows.s.k_begin * view.token;
   }
 
   Tile<T> load(int64_t first, int64_t keys) {
-    if (!pages_.given()) {
+    if (!pages_.given() && !selected_.given()) {
       const StridedRows<T> rows{base_ + first * view_.token, view_.token};
       return view_.dim == 1 ? Tile<T>{rows, nullptr, keys} : copied(rows, keys);
     }
-    list_rows(first);
+    // The tile's rows and those that prefetches look ahead to; beyond the last key it is repeated.
+    const int64_t count = std::min<int64_t>(end_ - first, kTileKeys + kListAhead);
+    if (selected_.given()) {
+      list_selected(first, count);
+    } else {
+      list_rows(first, count);
+    }
+    std::fill(list_ + count, list_ + kTileKeys + kListAhead, list_[count - 1]);
     if (view_.dim == 1) return {{}, list_, keys};
     return copied(ListedRows<T>{list_}, keys);
   }
@@ -55,22 +64,28 @@ class TileSource {
     return {{stage_, dim_}, nullptr, keys};
   }
 
-  // The tile's rows and those that prefetches look ahead to; beyond the last key it is repeated.
-  void list_rows(int64_t first) {
-    const int64_t count = std::min<int64_t>(end_ - first, kTileKeys + kListAhead);
+  void list_rows(int64_t first, int64_t count) {
     for (int64_t i = 0; i < count;) {
       const int64_t run = std::min(count - i, pages_.page - (first + i) % pages_.page);
       const T* row = base_ + pages_.offset(view_, index_, head_, first + i);
       for (int64_t j = 0; j < run; ++j, row += view_.token) list_[i + j] = row;
       i += run;
     }
-    std::fill(list_ + count, list_ + kTileKeys + kListAhead, list_[count - 1]);
+  }
+
+  void list_selected(int64_t first, int64_t count) {
+    const int32_t* const list = selected_.list(index_, kv_head_);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t j = list[(first + i) * selected_.entry];
+      list_[i] = base_ + (pages_.given() ? pages_.offset(view_, index_, head_, j) : j * view_.token);
+    }
   }
 
   const TensorView4& view_;
   const PageTable& pages_;
+  const Selection& selected_;
   const T* base_;
-  int64_t index_, head_, end_, dim_;
+  int64_t index_, kv_head_, head_, end_, dim_;
   T* stage_;
   const T* list_[kTileKeys + kListAhead];
 };

@@ -211,10 +211,19 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         got = ops.tree_attention(q, k, v, ancestors, return_lse=True, **options)
         return _worst(bounds.tree_attention_bound(q, k, v, ancestors, **options), got)
 
+    def sparse(lists: int) -> float:
+        draw = _Draw(lists, dtype)
+        q, k, v = draw(2, 1, 4, 48), draw.cache(2, 150, 2, 48), draw.cache(2, 150, 2, 32)
+        indices = torch.randint(-1, 150, (2, lists, 70), generator=draw.generator, dtype=torch.int32)
+        got = ops.sparse_attention(q, k, v, indices, return_lse=True, softcap=4.0)
+        return _worst(bounds.sparse_attention_bound(q, k, v, indices, softcap=4.0), got)
+
     for page in (5, 16, 64):
         yield Case("paged_attention", f"pages of {page}, the bits of the dense op", partial(paged, page))
     for nodes in (1, 6, 70):
         yield Case("tree_attention", f"{nodes} nodes, any mask", partial(tree, nodes))
+    for lists, whose in ((1, "all heads"), (2, "each KV head"), (4, "each query head")):
+        yield Case("sparse_attention", f"lists for {whose}", partial(sparse, lists))
     yield Case("attention", "bitwise the same alone and in a batch", batch_composition)
     yield Case("attention", "bitwise the same on 1 and 3 threads", thread_count)
     yield Case("merge_states", "split and merge is the whole", split_and_merge)

@@ -1,7 +1,7 @@
 """The ops: thin functions over ``torch.ops.effops``. Their meaning is :mod:`effops.reference`."""
 
 from effops.ops.attention import attention, merge_states, varlen_attention
-from effops.ops.cache import append_kv, commit_kv, paged_attention, tree_attention
+from effops.ops.cache import append_kv, commit_kv, paged_attention, sparse_attention, tree_attention
 from effops.ops.decoder import decoder, decoder_layer
 from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
@@ -63,6 +63,7 @@ __all__ = [
     "sample",
     "sampling_probs",
     "silu_mul",
+    "sparse_attention",
     "topk_routing",
     "tree_attention",
     "varlen_attention",

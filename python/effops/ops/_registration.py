@@ -106,6 +106,11 @@ def _tree_attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) ->
     return _attention_fake(q, k, v)
 
 
+@_fake("sparse_attention")
+def _sparse_attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _attention_fake(q, k, v)
+
+
 @_fake("append_kv")
 def _append_kv_fake(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, page_table: Tensor | None = None
@@ -357,7 +362,8 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 WITHOUT_GRADIENT = (
     "append_kv", "attention_backward", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient",
     "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary",
-    "rotary_append", "sample", "sampling_probs", "silu_mul", "tree_attention", "varlen_attention_backward",
+    "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention", "tree_attention",
+    "varlen_attention_backward",
     "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Attention over KV caches, in pages or over a tree of draft tokens, and the writes into caches."""
+"""Attention over KV caches, in pages, over a tree of draft tokens or over listed tokens, and the writes into caches."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from effops.ops._call import BelowADInplaceOrView, BelowAutograd, dispatches, in
 
 _paged_attention = torch.ops.effops.paged_attention.default
 _tree_attention = torch.ops.effops.tree_attention.default
+_sparse_attention = torch.ops.effops.sparse_attention.default
 _append_kv = torch.ops.effops.append_kv.default
 _commit_kv = torch.ops.effops.commit_kv.default
 
@@ -157,6 +158,55 @@ def tree_attention(  # type: ignore[misc]
     else:
         with BelowAutograd():
             out, lse = _tree_attention(q, k, v, ancestors, **options)
+    return (out, lse) if return_lse else out
+
+
+@overload
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, *, return_lse: Literal[False] = ..., **options: Any
+) -> Tensor: ...
+@overload
+def sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, *, return_lse: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def sparse_attention(  # type: ignore[misc]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    *,
+    kv_lens: Tensor | None = None,
+    page_table: Tensor | None = None,
+    kv_starts: Tensor | None = None,
+    sink_logits: Tensor | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of one new token a sequence to the listed tokens of its cache alone, read where they lie.
+
+    Nothing is gathered first. A token that is listed twice counts twice; the order of a list changes rounding only.
+
+    Args:
+        q: ``[B, 1, H, D]``.
+        k: ``[B, L, G, D]``, v: ``[B, L, G, Dv]``; pages ``[P, page, G, D]`` with ``page_table``.
+        indices: int32 ``[B, 1, S]``, one list for all heads; ``[B, G, S]``, one for each KV head; or ``[B, H, S]``, one
+            for each query head, which reads keys that heads of a group share more than once. -1 anywhere names no
+            token; others are positions in ``[kv_starts, kv_lens)``.
+        kv_lens, page_table, kv_starts: as in :func:`paged_attention` and :func:`attention`.
+
+    The other options, results and errors are those of :func:`attention`. A list without tokens gives out 0 and lse
+    -inf. No gradient. The second step of Double Sparsity (arXiv 2408.07092, section 3), Quest and heavy-hitter reads.
+    """
+    options = _given({"kv_lens": kv_lens, "page_table": page_table, "kv_starts": kv_starts, "sink_logits": sink_logits,
+                      "softcap": softcap})  # fmt: skip
+    if scale is not None:
+        options["scale"] = scale
+    if dispatches(q, k, v, sink_logits):
+        out, lse = _sparse_attention(q, k, v, indices, **options)
+    else:
+        with BelowAutograd():
+            out, lse = _sparse_attention(q, k, v, indices, **options)
     return (out, lse) if return_lse else out
 
 

@@ -9,7 +9,15 @@ imports the rest of effops.
 from __future__ import annotations
 
 from effops.reference.attention import allowed_keys, attention, merge_states, varlen_attention
-from effops.reference.cache import append_kv, commit_kv, pack_mask, paged_attention, tree_attention, tree_mask
+from effops.reference.cache import (
+    append_kv,
+    commit_kv,
+    pack_mask,
+    paged_attention,
+    sparse_attention,
+    tree_attention,
+    tree_mask,
+)
 from effops.reference.layer import (
     decoder,
     decoder_layer,
@@ -70,6 +78,7 @@ __all__ = [
     "sample",
     "sampling_probs",
     "silu_mul",
+    "sparse_attention",
     "topk_routing",
     "tree_attention",
     "tree_mask",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from effops.reference.attention import _per_sequence, attention, merge_states
-from effops.reference.cache import _row_slices, _unpaged, pack_mask, tree_attention, tree_mask
+from effops.reference.cache import _row_slices, _unpaged, pack_mask, selected_keys, tree_attention, tree_mask
 from effops.reference.layer import packed_linear, rms_norm, rotary, silu_mul
 
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -155,6 +155,34 @@ def tree_attention_bound(
 ) -> tuple[Interval, Interval]:
     """out and lse of ``tree_attention``: each sequence's and KV head's bound."""
     return _cached_bound(tree_attention, q, k, v, ancestors=ancestors, **options)
+
+
+def sparse_attention_bound(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    *,
+    page_table: Tensor | None = None,
+    sink_logits: Tensor | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    **_: Any,
+) -> tuple[Interval, Interval]:
+    """out and lse of ``sparse_attention``: each query head's bound over the tokens of its list."""
+    out, lse = (Interval(*(q.new_zeros(shape, dtype=torch.float64) for _ in range(2)))
+                for shape in ((*q.shape[:-1], v.shape[-1]), q.shape[:-1]))  # fmt: skip
+    heads = q.shape[2]
+    for b in range(q.shape[0]):
+        for h in range(heads):
+            keys, values = selected_keys(k, v, indices, page_table, b, h, heads // k.shape[2])
+            parts = attention_bound(
+                q[b : b + 1, :, h : h + 1], keys[None, :, None], values[None, :, None],
+                sink_logits=None if sink_logits is None else sink_logits[h : h + 1], softcap=softcap, scale=scale,
+            )  # fmt: skip
+            for to, x in zip((*out, *lse), (*parts[0], *parts[1]), strict=True):
+                to[b, :, h : h + 1] = x[0]
+    return out, lse
 
 
 def _cached_bound(

@@ -1,4 +1,4 @@
-"""Attention over KV caches in pages, over trees of draft tokens, and the writes into caches.
+"""Attention over KV caches in pages, over trees of draft tokens or selected tokens, and the writes into caches.
 
 Letters: P pages of ``page`` tokens; the others as in :mod:`effops.reference.attention`. A page table int32
 [B, entries], or [B, G, entries] with an entry list a KV head, says in which page token j of a sequence lies: the page
@@ -165,6 +165,51 @@ def tree_attention(
                 sink_logits=None if sink_logits is None else sink_logits[heads], softcap=softcap, scale=scale,
             )  # fmt: skip
             to[:, heads], to_lse[:, heads] = part[0], part_lse[0]
+    return (out, lse) if return_lse else out
+
+
+def selected_keys(
+    k: Tensor, v: Tensor, indices: Tensor, page_table: Tensor | None, b: int, h: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """The keys and values [n, D] that ``sparse_attention``'s query head h of sequence b attends to."""
+    kv_heads, lists, g = k.shape[2], indices.shape[1], h // group
+    row = indices[b, 0 if lists == 1 else g if lists == kv_heads else h]
+    listed = row[row >= 0].long()
+    if page_table is None:
+        return k[b, listed, g], v[b, listed, g]
+    entries, size = page_table[b] if page_table.dim() == 2 else page_table[b, g], k.shape[1]
+    pages = entries[listed // max(size, 1)].long()
+    return k[pages, listed % max(size, 1), g], v[pages, listed % max(size, 1), g]
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    *,
+    kv_lens: Tensor | None = None,
+    page_table: Tensor | None = None,
+    kv_starts: Tensor | None = None,
+    sink_logits: Tensor | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of q [B,1,H,D] to the tokens of k, v that indices int32 [B, 1 or G or H, S] list, as often as they list
+    them; -1 names none. Each query head is plain attention over the tokens of its list."""
+    out, lse = _empty_result(q, v)
+    heads = q.shape[2]
+    for b in range(q.shape[0]):
+        for h in range(heads):
+            keys, values = selected_keys(k, v, indices, page_table, b, h, heads // k.shape[2])
+            own = slice(h, h + 1)
+            part = attention(
+                q[b : b + 1, :, own], keys[None, :, None], values[None, :, None],
+                sink_logits=None if sink_logits is None else sink_logits[own],
+                softcap=softcap, scale=scale, return_lse=True,
+            )  # fmt: skip
+            out[b, :, own], lse[b, :, own] = part[0][0], part[1][0]
     return (out, lse) if return_lse else out
 
 
