@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,8 +94,18 @@ def inputs(model: Any, tokens: int) -> tuple[Tensor, list[Tensor]]:
     return past, [torch.randint(1, vocabulary, (1, tokens), generator=generator) for _ in range(PROMPTS)]
 
 
-@lru_cache(maxsize=1)  # the cases of a model come one after another
-def models_of(name: str, tiny: bool, dtype: torch.dtype, tokens: tuple[int, ...]) -> Models:
+_held: dict[tuple[Any, ...], Models] = {}  # one: the cases of a model come one after another
+
+
+def models_of(*key: Any) -> Models:
+    """What ``_built`` makes of the same arguments, of which the last is kept."""
+    if key not in _held:
+        _held.clear()  # first: there is no room for two
+        _held[key] = _built(*key)
+    return _held[key]
+
+
+def _built(name: str, tiny: bool, dtype: torch.dtype, tokens: tuple[int, ...]) -> Models:
     """A random one. Its attention is Transformers' own everywhere."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
