@@ -49,10 +49,16 @@ def test_the_check_sees_mistakes():
     assert work.check("effops", right[:, :-1]) == torch.inf
 
 
-def test_gathering_all_weights_is_not_run():
-    assert model.work(model.Case("float32", "olmoe", 9, tiny=True), ("batched_mm",)).candidates["batched_mm"] == (
-        "copies all weights"
-    )
+def test_gathering_all_weights_is_not_run(monkeypatch):
+    case = model.Case("float32", "olmoe", 9, tiny=True)
+    assert callable(model.work(case, ("batched_mm",)).candidates["batched_mm"])
+    monkeypatch.setattr(model, "GATHERED_BYTES", 9 * 2 * 3 * 24 * 32 * 4 - 1)  # of nine tokens' two experts
+    assert model.work(case, ("batched_mm",)).candidates["batched_mm"] == "copies too much"
+
+
+def test_one_model_is_held():
+    held = [model.models_of(name, True, torch.float32, (3,)) for name in ("olmoe", "olmoe", "mixtral")]
+    assert held[0] is held[1] and list(model._held.values()) == held[2:]
 
 
 def test_the_command_runs_one_model(tiny, tmp_path):
