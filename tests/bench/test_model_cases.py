@@ -56,6 +56,13 @@ def test_gathering_all_weights_is_not_run(monkeypatch):
     assert model.work(case, ("batched_mm",)).candidates["batched_mm"] == "copies too much"
 
 
+def test_passes_beyond_a_window():
+    """The cache is put back although GPT-OSS's window of 128 has been passed."""
+    work = model.work(model.Case("float32", "gpt_oss", 100, tiny=True), ())
+    call = work.candidates["effops"]
+    assert all(work.check("effops", call(0)) <= 1 for _ in range(3))
+
+
 def test_one_model_is_held():
     held = [model.models_of(name, True, torch.float32, (3,)) for name in ("olmoe", "olmoe", "mixtral")]
     assert held[0] is held[1] and list(model._held.values()) == held[2:]

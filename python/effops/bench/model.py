@@ -17,7 +17,7 @@ from effops.integrations.experts import experts_forward, pack_experts_
 OWN = ("effops", "effops-plain", "effops-int8")
 PEERS = ("eager", "grouped_mm", "batched_mm")
 TOKENS = (1, 8, 128)
-PAST = 64  # tokens in the cache before the timed ones; shorter than GPT-OSS's window
+PAST = 64  # tokens in the cache before the timed ones
 PROMPTS = 4  # that calls rotate over: few tokens meet other experts each time
 GATHERED_BYTES = 4 << 30  # up to which batched_mm, which copies the weights of every choice, is run
 
@@ -145,6 +145,8 @@ class _Pass:
         # batched_mm copies the weights of every choice: too many for the past.
         with _Implementation(model, "eager" if implementation == "batched_mm" else implementation), torch.no_grad():
             self.cache = model(past, use_cache=True).past_key_values
+        # Without it a window that has been passed cannot be cropped; older versions of the library had no need.
+        getattr(self.cache, "activate_past_recording", lambda: None)()
 
     def _chosen(self) -> Any:
         return _Implementation(self.model, self.implementation)
