@@ -8,6 +8,7 @@
 #include "moe/grouped.h"
 #include "moe/moe.h"
 #include "sampling/sampling.h"
+#include "selection/selection.h"
 #include "speculative/speculative.h"
 #ifndef __CUDACC__
 #include "simt/extents.h"
@@ -59,6 +60,9 @@ DeviceLibrary library() {
   l.grouped = &grouped;
   l.grouped_gradient_workspace = &grouped_gradient_workspace;
   l.grouped_gradient = &grouped_gradient;
+  l.label_append = &label_append;
+  l.label_search_workspace = &label_search_workspace;
+  l.label_search = &label_search;
   return l;
 }
 

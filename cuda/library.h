@@ -5,6 +5,7 @@
 #include "common/append.h"
 #include "common/device_attention_plan.h"
 #include "common/grouped_problem.h"
+#include "common/label_problem.h"
 #include "common/layer_problem.h"
 #include "common/moe_problem.h"
 #include "common/sampling_problem.h"
@@ -56,6 +57,9 @@ struct DeviceLibrary {
   int (*grouped)(const GroupedProblem&, void* workspace, void* stream);
   int64_t (*grouped_gradient_workspace)(const GroupedGradientProblem&);
   int (*grouped_gradient)(const GroupedGradientProblem&, void* workspace, void* stream);
+  int (*label_append)(const LabelAppendProblem&, void* stream);
+  int64_t (*label_search_workspace)(const LabelSearchProblem&);
+  int (*label_search)(const LabelSearchProblem&, void* workspace, void* stream);
 };
 
 }  // namespace effops::device

@@ -28,6 +28,7 @@ GROUPED, GROUPED_OUTPUT, OPERANDS, GRADIENT, TOKEN, SLOTS = (
 GROUPS = ("tests/ops/test_grouped.py", "-k", "test_any_call and bf16 or test_sizes and bf16")
 DEEP = ("tests/ops/test_grouped.py", "-k", "test_deeper and bf16")
 EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
+LABELS = ("tests/ops/test_labels.py", "-k", "test_any_call or test_exact")
 LISTS = ("tests/ops/test_sparse.py", "-k", "test_any_call and bf16 or test_a_list and bf16")
 
 DEVICE_MUTANTS = (
@@ -46,6 +47,23 @@ DEVICE_MUTANTS = (
         "const int64_t g = r.g % (a.p.kv_heads / a.p.kv_share);",
         "a list for each query head",
         tests=LISTS,
+    ),
+    DeviceMutant(
+        "selected-in-any-order",
+        "cuda/selection/label_search.cu",
+        "min_of(before_equal, ties)] =",
+        "before_equal] =",
+        "more equal scores than are taken",
+        tests=LABELS,
+    ),
+    DeviceMutant(
+        "selected-without-a-barrier",
+        "cuda/selection/label_search.cu",
+        "  __syncthreads();  // scratch has been read\n",
+        "",
+        "any selection",
+        report="race:",
+        tests=LABELS,
     ),
     DeviceMutant(
         "missing-barrier",

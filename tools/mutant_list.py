@@ -22,6 +22,7 @@ SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
 TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
 ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.h", "csrc/ops/moe.cpp"
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
+LABEL_KEYS = "csrc/cpu/selection/label_keys.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -643,5 +644,26 @@ MUTANTS = (
         "add(V::set1(weights[slot]), values,",
         "add(V::set1(weights[slot] * 0 + 1), values,",
         "weights other than 1",
+    ),
+    Mutant(
+        "labels-forget-a-head",
+        LABEL_KEYS,
+        "for (; r < rows; ++r) short_sums<1>",
+        "for (; r + 1 < rows; ++r) short_sums<1>",
+        "an odd number of query heads a list",
+    ),
+    Mutant(
+        "labels-are-unsigned",
+        LABEL_KEYS,
+        "less[r] += q * p.format.middle();",
+        "less[r] += 0 * q * p.format.middle();",
+        "several query heads a list",
+    ),
+    Mutant(
+        "ties-to-any",
+        "csrc/cpu/selection/top_keys.h",
+        "taken = fine > fine_edge || (fine == fine_edge && left-- > 0);",
+        "taken = fine > fine_edge || (fine == fine_edge && i % 2 == 0 && left-- > 0);",
+        "equal scores at the edge",
     ),
 )

@@ -3,6 +3,7 @@
 
 #include "common/attention_problem.h"
 #include "common/grouped_problem.h"
+#include "common/label_problem.h"
 #include "common/layer_problem.h"
 #include "common/linear_problem.h"
 #include "common/moe_problem.h"
@@ -29,6 +30,8 @@ struct Kernels {
   void (*grouped)(const GroupedProblem&, const Parallel&);
   void (*grouped_gradient)(const GroupedGradientProblem&, const Parallel&);
   void (*experts)(const ExpertsProblem&, const Parallel&);
+  void (*label_append)(const LabelAppendProblem&, const Parallel&);
+  void (*label_search)(const LabelSearchProblem&, const Parallel&);
 };
 
 // The table of an instruction set of this build, and of the one in use (see isa.h).

@@ -34,6 +34,12 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor? page_table=None, Tensor? kv_starts=None, Tensor? sink_logits=None, float softcap=0.0, "
       "float? scale=None) -> (Tensor, Tensor)");
   m.def(
+      "append_labels(Tensor(a!) labels, Tensor k, Tensor slots, Tensor channels, *, Tensor? scales=None, "
+      "Tensor? offsets=None, int bits=0) -> ()");
+  m.def(
+      "label_topk(Tensor q, Tensor labels, Tensor channels, int k, *, Tensor? scales=None, Tensor? kv_lens=None, "
+      "Tensor? kv_starts=None, int num_sinks=0, int window=0, bool each_head=False, int bits=0) -> Tensor");
+  m.def(
       "append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots, *, "
       "Tensor? page_table=None) -> ()");
   m.def(

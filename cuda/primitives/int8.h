@@ -19,6 +19,16 @@ __device__ inline void widen_int8(float (&to)[4], uint32_t four) {
 #endif
 }
 
+// The dot product of four signed bytes with four others, and c.
+__device__ inline int32_t dot_int8(int32_t a, int32_t b, int32_t c) {
+#ifdef __CUDACC__
+  return __dp4a(a, b, c);
+#else
+  for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+  return c;
+#endif
+}
+
 // Sixteen bytes to sixteen elements of T: sizeof(T) times 16 bytes.
 template <class T>
 __device__ void widen_int8(Vector16 (&to)[sizeof(T)], const Vector16& from) {

@@ -5,6 +5,7 @@
 #include <bit>
 #include <type_traits>
 
+#include "common/host_device.h"
 #include "primitives/reduce.h"
 
 namespace effops::device {

@@ -32,7 +32,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
-            ``batch, q_len, kv_heads, head_dim, v_dim``;
+            ``batch, q_len, kv_heads, head_dim, v_dim``; append_labels: ``batch, q_len, kv_heads, channels, bits``;
+            label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected, lists``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
@@ -176,6 +177,35 @@ def _append_kv(*, dtype: str, kv_heads: int, head_dim: int, batch: int = 1, q_le
     return _one_pass(dtype, loop, elements, elements, _NO_GRADIENT)
 
 
+def _append_labels(*, dtype: str, kv_heads: int, channels: int, bits: int = 0, batch: int = 1, q_len: int = 1) -> str:
+    tokens = batch * q_len
+    written = tokens * kv_heads * _label_bytes(channels, bits, dtype)
+    loop = f"{channels} channels for each of {tokens} tokens, in place"
+    return _one_pass(dtype, loop, tokens * kv_heads * channels, written, _NO_GRADIENT, 1)
+
+
+def _label_bytes(channels: int, bits: int, dtype: str) -> int:
+    return channels * min(4, _ITEM_BYTES[dtype]) if bits == 0 else -(-channels * bits // 32) * 4
+
+
+def _label_topk(
+    *, dtype: str, kv_len: int, heads: int, kv_heads: int, channels: int, selected: int, bits: int = 0, batch: int = 1,
+    lists: int = 0,
+) -> str:  # fmt: skip
+    own = heads if lists == heads else kv_heads
+    if bits == 0:
+        scores = "float32 products"
+    elif bits == 4 and channels <= 8:
+        scores = "a word a token, scores of 16 bits"
+    else:
+        scores = f"{-(-channels * bits // 32)} words a token, scores of 32 bits"
+    loop = f"{scores}; the last of {selected} by bisection on 16 bits; {batch * own} lists in parallel"
+    read = batch * own * kv_len * _label_bytes(channels, bits, dtype)
+    lines = ("backend: cpu", f"isa: {_host().cpu_isa()}", f"loop: {loop}", f"bytes_read: {read}",
+             f"bytes_written: {batch * own * selected * 4}", _NO_GRADIENT)  # fmt: skip
+    return "\n".join(lines)
+
+
 def _rms_norm(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"two passes over each of {rows} rows", (rows + 1) * dim, rows * dim)
 
@@ -291,10 +321,12 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "medusa_draft": _medusa_draft,
     "merge_states": _merge_states,
     "append_kv": _append_kv,
+    "append_labels": _append_labels,
     "commit_kv": _append_kv,
     "paged_attention": _paged_attention,
     "sparse_attention": _sparse_attention,
     "tree_attention": _tree_attention,
+    "label_topk": _label_topk,
     "packed_linear": _packed_linear,
     "rms_norm": _rms_norm,
     "rotary": _rotary,

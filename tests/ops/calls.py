@@ -81,6 +81,24 @@ def commit_kv() -> Arguments:
     return call | {"nodes": int32(0, 2, 3, 1, 3, -1).view(2, 3), "starts": int32(3, 4)}
 
 
+def append_labels() -> Arguments:
+    """B 2, T 2, L 5, G 2, D 8, labels of five channels in four bits."""
+    return {
+        "labels": torch.zeros(2, 5, 2, 1, dtype=torch.int32), "k": normal(2, 2, 2, 8), "bits": 4,
+        "slots": int32(0, 4, 3, -1).view(2, 2), "channels": int32(0, 3, 1, 7, 2, 5, 5, 4, 0, 6).view(2, 5),
+        "scales": normal(2, 5, seed=1).abs(), "offsets": normal(2, 5, seed=2),
+    }  # fmt: skip
+
+
+def label_topk() -> Arguments:
+    """B 2, H 4, G 2, L 9, D 8, labels of nine channels in four bits, a list for each KV head."""
+    words = torch.randint(-(2**31), 2**31, (2, 9, 2, 2), generator=torch.Generator().manual_seed(0)).int()
+    channels = int32(0, 3, 1, 7, 2, 5, 6, 4, 0, 5, 4, 0, 6, 1, 1, 2, 3, 7).view(2, 9)
+    cache = {"labels": words, "channels": channels, "scales": normal(2, 9, seed=1).abs(), "bits": 4}
+    lengths = {"kv_lens": int32(9, 6), "kv_starts": int32(0, 2)}
+    return {"q": normal(2, 1, 4, 8), "k": 5, "num_sinks": 1, "window": 2, **cache, **lengths}
+
+
 def packed_linear(rows: int = 3) -> Arguments:
     weight, bias, residual = normal(5, 8, seed=1), normal(5, seed=2), normal(rows, 5, seed=3)
     call = {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
@@ -189,6 +207,7 @@ def uniforms(*shape: int) -> Tensor:
 
 CALLS = {
     "append_kv": append_kv,
+    "append_labels": append_labels,
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
     "commit_kv": commit_kv,
@@ -197,6 +216,7 @@ CALLS = {
     "fused_experts": fused_experts,
     "grouped_mm": grouped_mm,
     "grouped_mm_weight_gradient": grouped_mm_weight_gradient,
+    "label_topk": label_topk,
     "medusa_draft": medusa_draft,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "moe_permute": lambda: {"x": normal(3, 8), "ids": moe_ids(), "num_experts": 4},
@@ -249,5 +269,5 @@ def results(got: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
 
 def run(op: torch._ops.OpOverload, call: Arguments) -> tuple[Tensor, ...]:
     """All results of a call, the caches it writes included."""
-    written = tuple(call[name] for name in ("k_cache", "v_cache") if name in call)
+    written = tuple(call[a.name] for a in op._schema.arguments if a.alias_info is not None)
     return results(op(**call)) + written

@@ -35,10 +35,12 @@ FREE = {
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
     ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1), ("topk_routing", "logits", 0),
     ("sparse_attention", "v", 3), ("sparse_attention", "indices", 2), ("sparse_attention", "page_table", 1),
+    ("append_labels", "labels", 1), ("append_labels", "k", 3), ("label_topk", "q", 3), ("label_topk", "labels", 1),
     ("moe_sort", "ids", 0), ("moe_sort", "ids", 1), ("moe_permute", "x", 1), ("moe_permute", "ids", 1),
     ("moe_unpermute", "y", 0), ("moe_unpermute", "y", 1), ("grouped_mm", "x", 0),
     ("grouped_mm_weight_gradient", "x", 1), ("grouped_mm_weight_gradient", "dy", 1),
 }  # fmt: skip
+ANY_DTYPE = {("append_labels", "k"), ("decoder", "embedding")}  # of floating ones
 ANY_RANK = {("rms_norm", "x"), ("sampling_probs", "logits"), ("silu_mul", "x")}
 WITH_GRADIENT = {
     "attention", "grouped_mm", "merge_states", "moe_permute", "moe_unpermute", "topk_routing",
@@ -72,7 +74,7 @@ def test_wrong_dtype(op, name):
     call = CALLS[name_of(op)]()
     if not call[name].is_floating_point():
         wrong = [torch.int64, torch.int32, torch.int16, torch.float32]
-    elif name in (tensor_arguments(op)[0], "q") or (name_of(op), name) == ("decoder", "embedding"):
+    elif name in (tensor_arguments(op)[0], "q") or (name_of(op), name) in ANY_DTYPE:
         wrong = [torch.int64, torch.complex64, torch.bool]  # it sets the dtype of others
     else:
         wrong = [torch.int64, torch.complex64, torch.bool, torch.float64, torch.bfloat16, torch.float32]
@@ -125,7 +127,7 @@ def test_any_strides(op, name):
     for layout, place in LAYOUTS.items():
         call = CALLS[name_of(op)]()
         got = run(op, call | {name: place(call[name])})
-        if name in ("k_cache", "v_cache"):
+        if next(a for a in op._schema.arguments if a.name == name).alias_info is not None:
             continue  # the result is in the placed cache, not in the call's: test_append.py looks at it
         assert all(same_bits(a, b) for a, b in zip(got, plain, strict=True)), layout
 
@@ -207,6 +209,19 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("sparse_attention", "indices", int32(*[-1] * 6, 1, *[-1] * 5).view(2, 2, 3), r"expected .+ \[2, 5\), got 1 at .+"),
     ("sparse_attention", "page_table", int32(6, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[0, 6\), got 6 at .+ 0"),
     ("sparse_attention", "kv_lens", int32(9, 13), r"expected values in \[0, 12\] .+, got 13 at index 1"),
+    ("append_labels", "slots", int32(0, 4, 5, -1).view(2, 2), r"expected values in \[-1, 5\), got 5 at index \[1, 0\]"),
+    ("append_labels", "channels", int32(0, 3, 1, 8, 2, 5, 5, 4, 0, 6).view(2, 5), r"expected .+ \[0, 8\) .+, got 8 at"),
+    ("append_labels", "bits", 5, r"expected 0 \(numbers\), 4 or 8, got 5"),
+    ("append_labels", "bits", 0, "expected dtype float32, bfloat16, .+, got int32"),
+    ("append_labels", "bits", 8, r"expected 2 words a token \(r = 5\), got shape \[2, 5, 2, 1\]"),
+    ("label_topk", "channels", int32(*[-1] * 18).view(2, 9), r"expected .+ \[0, 8\) .+, got -1 at index \[0, 0\]"),
+    ("label_topk", "kv_lens", int32(9, 10), r"expected values in \[0, 9\] \(L\), got 10 at index 1"),
+    ("label_topk", "kv_starts", int32(-1, 0), r"expected values in \[0, 9\] \(L\), got -1 at index 0"),
+    ("label_topk", "k", 2, "expected num_sinks .+ window or more, .+, got 2 beside 1 and 2"),
+    ("label_topk", "k", 2**31, "expected .+ less than 2.31, got 2147483648 beside 1 and 2"),
+    ("label_topk", "num_sinks", -1, "expected 0 or more, got -1"),
+    ("label_topk", "window", -1, "expected 0 or more, got -1"),
+    ("label_topk", "q", normal(2, 2, 4, 8), r"expected shape \[B, T = 1, H, D\], got \[2, 2, 4, 8\]"),
     ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index \[1, 2\]"),
     ("decoder_layer", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
     ("decoder_layer", "kv_lens", int32(-1, 3), "expected values in .+, got -1 at index 0"),
@@ -319,6 +334,7 @@ def test_wrong_value(name, argument, value, says):
     op = getattr(torch.ops.effops, name).default
     blamed = {
         "max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q", "gated": "interleaved", "scale_gate_up": "w_gate_up",
+        "bits": "bits|labels",
     }.get(argument, argument)  # fmt: skip
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
 

@@ -232,6 +232,8 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
+    n, h = 300, 3
+
     def append() -> float:
         draw = _Draw(7, dtype)
         k_cache, v_cache = draw.cache(2, 9, 2, 33), draw.cache(2, 9, 2, 17)
@@ -263,6 +265,22 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         ops.append_kv(k_expected, v_expected, turned[:, :, 3:5], qkv[:, :, 5:], slots)
         return max(_equal(q, turned[:, :, :3]), _equal(k, k_expected), _equal(v, v_expected))
 
+    def labels(bits: int) -> float:
+        """Bits and tokens of the reference; numbers are small integers, whose scores are exact."""
+        draw = _Draw(bits, dtype)
+        k, q = (4 * draw(2, n, h, 16)).round(), (4 * draw(2, 1, 6, 16)).round() if bits == 0 else draw(2, 1, 6, 16)
+        channels = torch.randint(0, 16, (3, 10), generator=draw.generator, dtype=torch.int32)
+        own = torch.int32 if bits else torch.float32
+        got, expected = (torch.zeros(2, n, 3, 10 * bits // 32 + 1 if bits else 10, dtype=own) for _ in range(2))
+        slots = torch.randperm(n, generator=draw.generator).int().expand(2, n)
+        ops.append_labels(got, k, slots, channels, bits=bits)
+        reference.append_labels(expected, k, slots, channels, bits=bits)
+        options: dict[str, Any] = {"num_sinks": 2, "window": 3, "kv_lens": _int32(n, 31), "bits": bits}
+        tokens = [f(q, expected, channels, 40, **options) for f in (ops.label_topk, reference.label_topk)]
+        return max(_equal(got, expected), _equal(*tokens))
+
+    for bits in (0, 4, 8):
+        yield Case("label_topk", f"labels of {bits} bits" if bits else "labels that are numbers", partial(labels, bits))
     yield Case("append_kv", "slots out of order, one skipped", append)
     yield Case("commit_kv", "overlapping moves", commit)
     yield Case("rotary_append", "3 + 2 + 2 heads, one token skipped", turn_and_append)

@@ -35,6 +35,11 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     },
     "medusa_draft": {"batch": 1, "heads": None, "layers": 1, "width": None, "vocab": None},
     "merge_states": {"parts": None, "rows": None, "head_dim": None},
+    "append_labels": {"batch": 1, "q_len": 1, "kv_heads": None, "channels": None, "bits": 0},
+    "label_topk": {
+        "batch": 1, "kv_len": None, "heads": None, "kv_heads": None, "channels": None, "bits": 0, "selected": None,
+        "lists": 0,
+    },
     "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "commit_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "packed_linear": {"rows": 1, "n": None, "k": None},

@@ -5,6 +5,7 @@ from effops.ops.cache import append_kv, commit_kv, paged_attention, sparse_atten
 from effops.ops.decoder import decoder, decoder_layer
 from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
+from effops.ops.labels import append_labels, label_topk
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 from effops.ops.moe import (
     fused_experts,
@@ -33,6 +34,7 @@ __all__ = [
     "PackedExperts",
     "PackedWeight",
     "append_kv",
+    "append_labels",
     "attention",
     "commit_kv",
     "decoder",
@@ -42,6 +44,7 @@ __all__ = [
     "fused_experts",
     "grouped_mm",
     "grouped_mm_weight_gradient",
+    "label_topk",
     "limit_capacity",
     "load_balancing_loss",
     "lora_experts",

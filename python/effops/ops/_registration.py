@@ -111,6 +111,19 @@ def _sparse_attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) 
     return _attention_fake(q, k, v)
 
 
+@_fake("append_labels")
+def _append_labels_fake(labels: Tensor, k: Tensor, slots: Tensor, channels: Tensor, **_: Any) -> None:
+    return None
+
+
+@_fake("label_topk")
+def _label_topk_fake(
+    q: Tensor, labels: Tensor, channels: Tensor, k: int, *, each_head: bool = False, **_: Any
+) -> Tensor:
+    lists = q.shape[2] if each_head else labels.shape[2]
+    return q.new_empty((q.shape[0], lists, k), dtype=torch.int32)
+
+
 @_fake("append_kv")
 def _append_kv_fake(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, page_table: Tensor | None = None
@@ -349,10 +362,11 @@ def _counts_versions(name: str) -> Callable[..., Any]:
     """The ADInplaceOrView kernel of an op that writes into its caches."""
     op = getattr(torch.ops.effops, name).default
     arguments = [a.name for a in op._schema.arguments]
+    written = [a for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         named = dict(zip(arguments, args, strict=False)) | kwargs
-        torch.autograd.graph.increment_version((named["k_cache"], named["v_cache"]))
+        torch.autograd.graph.increment_version(tuple(named[a.name] for a in written))
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op(*args, **kwargs)
 
@@ -360,11 +374,11 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "attention_backward", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient",
-    "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary",
-    "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention", "tree_attention",
-    "varlen_attention_backward",
-    "verify_greedy", "verify_rejection", "verify_typical",
+    "append_kv", "append_labels", "attention_backward", "commit_kv", "decoder", "decoder_layer",
+    "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear",
+    "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
+    "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",
+    "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -374,5 +388,5 @@ for _name, _kernel in MOE_AUTOGRAD.items():
     _library.impl(_name, _kernel, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "commit_kv", "decoder", "decoder_layer", "rotary_append"):
+for _name in ("append_kv", "append_labels", "commit_kv", "decoder", "decoder_layer", "rotary_append"):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

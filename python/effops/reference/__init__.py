@@ -18,6 +18,7 @@ from effops.reference.cache import (
     tree_attention,
     tree_mask,
 )
+from effops.reference.labels import append_labels, label_scores, label_topk
 from effops.reference.layer import (
     decoder,
     decoder_layer,
@@ -49,6 +50,7 @@ from effops.reference.speculative import pack_ancestors, verify_greedy, verify_r
 __all__ = [
     "allowed_keys",
     "append_kv",
+    "append_labels",
     "attention",
     "commit_kv",
     "decoder",
@@ -58,6 +60,8 @@ __all__ = [
     "fused_experts",
     "grouped_mm",
     "grouped_mm_weight_gradient",
+    "label_scores",
+    "label_topk",
     "limit_capacity",
     "load_balancing_loss",
     "lora_experts",
