@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from effops.cache import DenseKVCache, OutOfPagesError, PagedKVCache, TreeNodes
+from effops.cache import DenseKVCache, LabelChannels, LabelledKVCache, OutOfPagesError, PagedKVCache, TreeNodes
+from effops.reference.labels import label_values
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -149,6 +150,34 @@ class DenseMachine(Machine):
         return memory[row, :length]
 
 
+class LabelledMachine(DenseMachine):
+    """Labels follow their keys: the channels in the order of each layer and head."""
+
+    bits = 8
+
+    def new_cache(self) -> Any:
+        order = torch.arange(LAYERS * HEADS).view(LAYERS, HEADS, 1) + torch.arange(DIM)
+        channels = LabelChannels(
+            (order % DIM).int(), torch.zeros(LAYERS, HEADS, DIM), torch.full((LAYERS, HEADS, DIM), 255.0)
+        )
+        return LabelledKVCache(
+            LAYERS, BATCH, CAPACITY, HEADS, DIM, channels=channels, budget=8, num_channels=2, bits=self.bits, window=4
+        )
+
+    @invariant()
+    def holds_the_labels_of_its_keys(self):
+        for layer in self.cache.layers:
+            for row, own in enumerate(self.held):
+                channels = layer.channels.long().expand(len(own), -1, -1)
+                expected = layer.k[row, : len(own)].gather(-1, channels) - layer.offsets
+                got = label_values(layer.labels[row : row + 1, : len(own)], 2, self.bits)[0]
+                assert torch.equal(got, expected.double().clamp(-128, 127) if self.bits else expected.double())
+
+
+class NumberLabelsMachine(LabelledMachine):
+    bits = 0
+
+
 class PagedMachine(Machine):
     def new_cache(self) -> Any:
         return PagedKVCache(LAYERS, BATCH, PAGES, PAGE, HEADS, DIM, capacity=CAPACITY)
@@ -195,9 +224,10 @@ class PagedMachine(Machine):
         return memory[entries].flatten(0, 1)[:length]
 
 
-for machine in (DenseMachine, PagedMachine):
+for machine in (DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestDense, TestPaged = DenseMachine.TestCase, PagedMachine.TestCase
+TestLabelled, TestNumberLabels = LabelledMachine.TestCase, NumberLabelsMachine.TestCase
 
 
 def test_out_of_pages_names_what_is_free():

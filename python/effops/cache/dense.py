@@ -79,8 +79,12 @@ class DenseKVCache(Lengths):
     def commit(self, accepted: AcceptedNodes) -> None:
         starts, moves = self._accept(accepted)
         if moves:
-            k, v = self._as_one_batch
-            ops.commit_kv(k, v, *self._for_layers(accepted.nodes, starts, len(self.layers)))
+            self._move(*self._for_layers(accepted.nodes, starts, len(self.layers)))
+
+    def _move(self, nodes: Tensor, starts: Tensor) -> None:
+        """The rows of accepted nodes to where they stay, of all layers as one batch."""
+        k, v = self._as_one_batch
+        ops.commit_kv(k, v, nodes, starts)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self._shorten(lengths)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from effops import ops
-from effops.cache import DenseKVCache, KVCache, LayerCache, PagedKVCache, Step, TreeNodes
+from effops.cache import DenseKVCache, KVCache, LabelledKVCache, LayerCache, PagedKVCache, Step, TreeNodes
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
@@ -121,6 +121,22 @@ class Llama(nn.Module):
             v_head_dim=c.v_head_dim,
             dtype=self.dtype,
             device=self.device,
+        )
+
+    def new_labelled_cache(self, batch_size: int, capacity: int, **options: Any) -> LabelledKVCache:
+        """An empty cache whose decode steps attend to few tokens; ``options`` are those of
+        :class:`effops.cache.LabelledKVCache`, ``channels`` what :func:`effops.cache.calibrate_channels` found."""
+        c = self.config
+        return LabelledKVCache(
+            c.num_hidden_layers,
+            batch_size,
+            capacity,
+            c.num_key_value_heads,
+            c.head_dim,
+            v_head_dim=c.v_head_dim,
+            dtype=self.dtype,
+            device=self.device,
+            **options,
         )
 
     def forward(
