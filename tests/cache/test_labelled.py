@@ -109,7 +109,7 @@ def test_calibration_finds_planted_channels():
         def new_cache(self, batch: int, capacity: int) -> DenseKVCache:
             return DenseKVCache(LAYERS, batch, capacity, KV_HEADS, DIM)
 
-        def hidden_states(self, tokens: Tensor, cache: Any, keep: int) -> None:
+        def hidden_states(self, tokens: Tensor, cache: Any) -> None:
             step = cache.plan(tokens.shape[1])
             for i, layer in enumerate(cache.layers):
                 k, q = normal(*tokens.shape, KV_HEADS, DIM, seed=i), normal(*tokens.shape, HEADS, DIM, seed=i + 9)
@@ -138,6 +138,17 @@ def test_every_batch_counts(model):
     one, other, alone = (calibrate_channels(model, batches) for batches in ([a, b], [b, a], [a]))
     assert one.order.equal(other.order) and one.low.equal(other.low) and one.high.equal(other.high)
     assert (one.low <= alone.low).all() and (one.high >= alone.high).all() and (one.low < alone.low).any()
+
+
+def test_every_token_counts_in_every_layer(model):
+    """Ranges are those of the keys that a dense cache holds, in the last layer too."""
+    prompt, cache = tokens(2, 40, seed=4), model.new_cache(2, 40)
+    with torch.inference_mode():
+        model.hidden_states(prompt, cache)
+    found = calibrate_channels(model, [prompt])
+    for i, layer in enumerate(cache.layers):
+        assert torch.allclose(found.low[i], layer.k.amin((0, 1)), rtol=1e-4, atol=1e-4), i
+        assert torch.allclose(found.high[i], layer.k.amax((0, 1)), rtol=1e-4, atol=1e-4), i
 
 
 def test_channels_are_kept_in_a_file(channels, tmp_path):

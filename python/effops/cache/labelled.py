@@ -112,7 +112,7 @@ def calibrate_channels(model: Any, batches: Iterable[Tensor], *, statistic: Stat
             for name in _CalibrationLayer.__slots__:
                 setattr(new, name, getattr(old, name))
         layers = cache.layers = fresh
-        model.hidden_states(tokens, cache, keep=1)
+        model.hidden_states(tokens, cache)  # all positions: with `keep` the last layer would see few queries
     if not layers:
         raise ValueError("calibrate_channels: batches: expected one or more, got none")
     order = [layer.importance(statistic).argsort(dim=1, descending=True, stable=True) for layer in layers]
@@ -131,7 +131,9 @@ class LabelledLayer(DenseLayer):
     ) -> None:  # fmt: skip
         super().__init__(k, v)
         self.labels = labels
-        self.channels, self.scales, self.offsets = channels
+        ids, scales, offsets = channels
+        self.channels, self.offsets = ids.to(k.device), offsets.to(k.device)
+        self.scales = None if scales is None else scales.to(k.device)
         self.budget, self.num_sinks, self.window = budget, num_sinks, window
         self._options: dict[str, Any] = {"bits": bits} | ({} if self.scales is None else {"scales": self.scales})
 
