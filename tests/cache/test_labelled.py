@@ -69,6 +69,8 @@ def test_a_step_is_sparse_attention(channels, bits):
         LAYERS, 2, 90, KV_HEADS, DIM, channels=channels, budget=24, num_channels=4, bits=bits, dense_layers=1, window=5
     )
     layer, lengths = cache.layers[1], [80, 33]
+    assert all(x.channels.equal(channels.order[i, :, :4]) for i, x in enumerate(cache.layers))
+    assert len({tuple(x.channels.flatten().tolist()) for x in cache.layers}) == LAYERS
     cache.advance(prefill := cache.plan(80, lengths))
     layer.append(normal(2, 80, KV_HEADS, DIM), normal(2, 80, KV_HEADS, DIM, seed=1), prefill)
     step = cache.plan(1)
