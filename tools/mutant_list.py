@@ -302,6 +302,20 @@ MUTANTS = (
         "lists with gaps, of different lengths",
     ),
     Mutant(
+        "mask-on-the-first-level",
+        "csrc/ops/cascade.cpp",
+        "const bool last = i == levels - 1;",
+        "const bool last = i == 0;",
+        "a cascade of two levels whose last is causal",
+    ),
+    Mutant(
+        "levels-in-one-place",
+        "csrc/ops/cascade.cpp",
+        "at = level * merge.rows;",
+        "at = 0;",
+        "a cascade of two levels",
+    ),
+    Mutant(
         "tree-bits-of-the-wrong-row",
         PROBLEM,
         "s.ancestors[i * s.words + (t >> 6)] >> (t & 63) & 1",

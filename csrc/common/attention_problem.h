@@ -42,6 +42,7 @@ struct AttentionProblem {
   double scale = 1.0, softcap = 0.0;
   int64_t window = 0, num_sinks = 0;
   bool causal = false;
+  bool wide_out = false;  // out is of the compute type: a part of a result, to be merged
 
   EFFOPS_HD int64_t group() const { return heads / kv_heads; }
 };

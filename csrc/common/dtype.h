@@ -18,6 +18,9 @@ enum class DType : int8_t { f32, bf16, f16, f64 };
 
 constexpr size_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 
+// What kernels compute in.
+constexpr DType compute_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
+
 constexpr const char* name_of(DType t) {
   switch (t) {
     case DType::f32:

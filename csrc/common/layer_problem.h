@@ -64,8 +64,9 @@ struct AddProblem {  // y += x, both contiguous
   char* y = nullptr;
 };
 
-struct MergeProblem {  // outs [parts, rows, dim] and lses [parts, rows], all contiguous
-  DType dtype = DType::f32;
+// outs [parts, rows, dim] and lses [parts, rows], all contiguous; out may be narrower where outs are float32.
+struct MergeProblem {
+  DType dtype = DType::f32, out_dtype = DType::f32;  // of outs, of out
   int64_t parts = 0, rows = 0, dim = 0;
   const char *outs = nullptr, *lses = nullptr;
   char *out = nullptr, *lse = nullptr;

@@ -89,6 +89,8 @@ int32_t lse_type(DType t);
 // Allocates out and lse, and runs p.
 std::tuple<Tensor, Tensor> run_attention(const Backend& backend, const Arg& q, AttentionProblem& p,
                                          const AttentionLimits& limits);
+// The same into p.out and p.lse, where they are: rows in line.
+void run_attention_into(const Backend& backend, const Arg& q, const AttentionProblem& p, const AttentionLimits& limits);
 // The gradients' memory is zero; see `zeros`.
 void run_attention_backward(const Backend& backend, const Arg& q, const AttentionProblem& p,
                             const AttentionGradients& g, const AttentionLimits& limits);

@@ -34,6 +34,10 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor? page_table=None, Tensor? kv_starts=None, Tensor? sink_logits=None, float softcap=0.0, "
       "float? scale=None) -> (Tensor, Tensor)");
   m.def(
+      "cascade_attention(Tensor q, Tensor[] k, Tensor[] v, Tensor[] lens, Tensor[] group_indptr, "
+      "Tensor[] page_tables, *, bool causal=False, Tensor? ancestors=None, Tensor? depths=None, "
+      "Tensor? sink_logits=None, float softcap=0.0, float? scale=None) -> (Tensor, Tensor)");
+  m.def(
       "append_labels(Tensor(a!) labels, Tensor k, Tensor slots, Tensor channels, *, Tensor? scales=None, "
       "Tensor? offsets=None, int bits=0) -> ()");
   m.def(

@@ -13,7 +13,7 @@ std::tuple<Tensor, Tensor> merge_states(Tensor outs, Tensor lses) {
   lses = torch::stable::contiguous(lses);
   const Arg o(op, "outs", outs), l(op, "lses", lses);
   MergeProblem p;
-  p.dtype = o.dtype();
+  p.dtype = p.out_dtype = o.dtype();
   const bool wide = p.dtype == DType::f64;
   l.is(wide ? type_of(DType::f64) : type_float32(), wide ? "float64" : "float32").same_device(o);
   EFFOPS_CHECK(o.dim >= 2 && o.size(0) > 0, op, ": outs: expected shape [P, ..., D] with P >= 1, got ", o.shape());

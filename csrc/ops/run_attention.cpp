@@ -8,24 +8,24 @@
 namespace effops::ops {
 namespace {
 
-// Rows of a ragged batch past the last offset belong to no sequence: out 0, lse -inf.
-void clear_unowned(const Arg& out, const Arg& lse, int64_t from, DType dtype) {
-  const int64_t rows = out.size(0) - from;
-  if (rows <= 0) return;
-  std::memset(out.mutable_data() + from * out.stride(0) * size_of(dtype), 0, rows * out.stride(0) * size_of(dtype));
-  const int64_t begin = from * lse.stride(0), end = out.size(0) * lse.stride(0);
-  for (int64_t i = begin; i < end; ++i) {
-    if (dtype == DType::f64) {
-      reinterpret_cast<double*>(lse.mutable_data())[i] = -INFINITY;
+// Rows of a ragged batch past the last offset belong to no sequence: out 0, lse -inf. Results lie in line.
+void clear_unowned(const AttentionProblem& p, int64_t rows) {
+  const int64_t from = p.cu_q[p.batch];
+  const int64_t row = p.out.token * int64_t(size_of(p.wide_out ? compute_type(p.dtype) : p.dtype));
+  if (rows <= from) return;
+  std::memset(p.out.data + from * row, 0, (rows - from) * row);
+  for (int64_t i = from * p.lse.token; i < rows * p.lse.token; ++i) {
+    if (p.dtype == DType::f64) {
+      reinterpret_cast<double*>(p.lse.data)[i] = -INFINITY;
     } else {
-      reinterpret_cast<float*>(lse.mutable_data())[i] = -INFINITY;
+      reinterpret_cast<float*>(p.lse.data)[i] = -INFINITY;
     }
   }
 }
 
 }  // namespace
 
-int32_t lse_type(DType t) { return type_of(t == DType::f64 ? DType::f64 : DType::f32); }
+int32_t lse_type(DType t) { return type_of(compute_type(t)); }
 
 void check_attention_dtype(const Backend& backend, const Arg& q) {
   if (backend.device() == nullptr) return;
@@ -41,15 +41,19 @@ std::tuple<Tensor, Tensor> run_attention(const Backend& backend, const Arg& q, A
   const Arg out_arg(q.op, "out", out), lse_arg(q.op, "lse", lse);
   p.out = ragged ? view3(out_arg, out_arg.mutable_data()) : view4(out_arg, out_arg.mutable_data());
   p.lse = ragged ? rows2(lse_arg, lse_arg.mutable_data()) : rows3(lse_arg, lse_arg.mutable_data());
+  run_attention_into(backend, q, p, limits);
+  return {out, lse};
+}
+
+void run_attention_into(const Backend& backend, const Arg& q, const AttentionProblem& p,
+                        const AttentionLimits& limits) {
   if (backend.device() == nullptr) {
-    if (ragged) clear_unowned(out_arg, lse_arg, p.cu_q[p.batch], p.dtype);
-    cpu::kernels().attention(p, torch_threads());
-    return {out, lse};
+    if (p.cu_q) clear_unowned(p, q.size(0));
+    return cpu::kernels().attention(p, torch_threads());
   }
   Tensor memory;
   void* workspace = backend.workspace(memory, q, &DeviceLibrary::attention_workspace, p, limits);
   backend.launch(&DeviceLibrary::attention, p, limits, workspace);
-  return {out, lse};
 }
 
 Tensor zeros(const Arg& like, const char* name, const std::vector<int64_t>& sizes, int32_t type, char*& data) {

@@ -46,6 +46,8 @@ struct RowOutput {
     if (column >= a.p.v_dim) return;
     if (partial) {
       a.partial_out[out + column] = value;
+    } else if (a.p.wide_out) {
+      reinterpret_cast<float*>(a.p.out.data)[out + column * a.p.out.dim] = value;
     } else {
       reinterpret_cast<T*>(a.p.out.data)[out + column * a.p.out.dim] = narrow<T>(value);
     }

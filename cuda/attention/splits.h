@@ -59,8 +59,15 @@ __global__ void clear_unowned(const __grid_constant__ AttentionParams a) {
   const int64_t count = (a.limits.q_rows - begin) * a.p.heads, stride = int64_t(gridDim.x) * kJoinWarps;
   for (int64_t i = int64_t(blockIdx.x) * kJoinWarps + warp_index(); i < count; i += stride) {
     const int64_t row = begin + i / a.p.heads, head = i % a.p.heads;
-    T* out = reinterpret_cast<T*>(a.p.out.data) + row * a.p.out.token + head * a.p.out.head;
-    for (int64_t column = lane_index(); column < a.p.v_dim; column += kWarp) out[column * a.p.out.dim] = T{};
+    const int64_t out = row * a.p.out.token + head * a.p.out.head;
+    for (int64_t column = lane_index(); column < a.p.v_dim; column += kWarp) {
+      const int64_t at = out + column * a.p.out.dim;
+      if (a.p.wide_out) {
+        reinterpret_cast<float*>(a.p.out.data)[at] = 0;
+      } else {
+        reinterpret_cast<T*>(a.p.out.data)[at] = T{};
+      }
+    }
     if (lane_index() == 0)
       reinterpret_cast<float*>(a.p.lse.data)[row * a.p.lse.token + head * a.p.lse.head] = -INFINITY;
   }

@@ -31,9 +31,10 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
-            lists`` (1, KV heads or query heads); merge_states: ``parts, rows, head_dim``; append_kv, commit_kv:
-            ``batch, q_len, kv_heads, head_dim, v_dim``; append_labels: ``batch, q_len, kv_heads, channels, bits``;
-            label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected, lists``;
+            lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each
+            sequence)``, heads, kv_heads, head_dim, v_dim``; merge_states: ``parts, rows, head_dim``; append_kv,
+            commit_kv: ``batch, q_len, kv_heads, head_dim, v_dim``; append_labels: ``batch, q_len, kv_heads, channels,
+            bits``; label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected, lists``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
@@ -101,6 +102,23 @@ def _tree_attention(*, dtype: str, **sizes: Any) -> str:
     lines = _attention(dtype=dtype, **sizes).removesuffix(_DIFFERENTIABLE)
     nodes = sizes.get("q_len", 1)
     return f"{lines}mask: {nodes} x {nodes} bits, read for the last {nodes} keys only\n{_NO_GRADIENT}"
+
+
+def _cascade_attention(
+    *, dtype: str, shared_len: int, kv_len: int, batch: int = 1, q_len: int = 1, **sizes: Any
+) -> str:
+    """A prefix of a whole batch, and each sequence's own keys."""
+    rows = batch * q_len
+    levels = [(1, rows, shared_len, False), (batch, q_len, kv_len, q_len > 1)]
+    lines = [f"backend: {chosen()}", f"isa: {_host().cpu_isa()}"]
+    for i, (groups, tokens, keys, causal) in enumerate(levels):
+        text = _attention(dtype=dtype, batch=groups, q_len=tokens, kv_len=keys, causal=causal, **sizes)
+        own = [line for line in text.removesuffix(_DIFFERENTIABLE).splitlines() if line not in lines]
+        lines += [f"level {i}: {line}" for line in own]
+    heads, item = sizes["heads"], 8 if dtype == "float64" else 4
+    partial = 2 * rows * heads * ((sizes.get("v_dim") or sizes["head_dim"]) + 1) * item
+    lines += [f"partial_results_bytes: {partial}", "merge: one pass over the levels by log-sum-exp", _NO_GRADIENT]
+    return "\n".join(lines)
 
 
 def _sparse_attention(*, dtype: str, selected: int, heads: int, kv_heads: int, lists: int = 0, **sizes: Any) -> str:
@@ -324,6 +342,7 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "append_labels": _append_labels,
     "commit_kv": _append_kv,
     "paged_attention": _paged_attention,
+    "cascade_attention": _cascade_attention,
     "sparse_attention": _sparse_attention,
     "tree_attention": _tree_attention,
     "label_topk": _label_topk,

@@ -16,7 +16,6 @@ namespace effops::test {
 inline constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16, DType::f64};
 
 // What sums are kept in, and the type of every lse.
-inline DType compute_type(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
 
 // Largest relative error of one rounding to the type.
 inline double roundoff(DType t) {

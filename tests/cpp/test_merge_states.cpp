@@ -20,7 +20,7 @@ void check_merge(DType dtype, int64_t parts, int64_t rows, int64_t dim) {
     }
   outs.freeze();
   lses.freeze();
-  const MergeProblem p{dtype, parts, rows, dim, outs.data(), lses.data(), out.data(), lse.data()};
+  const MergeProblem p{dtype, dtype, parts, rows, dim, outs.data(), lses.data(), out.data(), lse.data()};
   kernels_under_test().merge_states(p, std_threads(3));
   for (int64_t r = 0; r < rows; ++r) {
     double top = -INFINITY, total = 0;

@@ -67,6 +67,23 @@ def sparse_attention() -> Arguments:
     return {name: call[name] for name in names} | caches
 
 
+def cascade_attention() -> Arguments:
+    """N 6, H 4, G 2: a level of one group of five rows, and trees of 4 and 2 nodes; pages of 4 tokens."""
+    call = tree_attention()
+    names = ("q", "ancestors", "depths", "sink_logits", "softcap", "scale")
+    shared = {"k": normal(1, 5, 2, 8, seed=6), "v": normal(1, 5, 2, 6, seed=7), "lens": int32(4),
+              "group_indptr": int32(0, 5), "page_tables": int32()}  # fmt: skip
+    own = {"k": call["k"], "v": call["v"], "lens": call["kv_lens"], "group_indptr": call["cu_seqlens_q"],
+           "page_tables": call["page_table"]}  # fmt: skip
+    return {name: call[name] for name in names} | {"causal": False} | {n: [shared[n], own[n]] for n in own}
+
+
+def by_levels(*, k: Any, v: Any, lens: Any, group_indptr: Any, page_tables: Any, **call: Any) -> Arguments:
+    """The arguments of the op as those of the public function."""
+    tables = [t if t.dim() > 1 else None for t in page_tables]
+    return call | {"levels": [ops.KVLevel(*level) for level in zip(k, v, lens, group_indptr, tables, strict=True)]}
+
+
 def append_kv() -> Arguments:
     """Pages of 4 tokens, two a sequence."""
     return {
@@ -210,6 +227,7 @@ CALLS = {
     "append_labels": append_labels,
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
+    "cascade_attention": cascade_attention,
     "commit_kv": commit_kv,
     "decoder": decoder,
     "decoder_layer": decoder_layer,

@@ -10,7 +10,7 @@ from typing import Any
 import effops.ops
 import pytest
 import torch
-from calls import CALLS, OPS, name_of, run, tensor_arguments
+from calls import CALLS, OPS, by_levels, name_of, run, tensor_arguments
 from strategies.layouts import LAYOUTS
 from strategies.values import int32, normal, same_bits
 from torch import Tensor
@@ -35,6 +35,7 @@ FREE = {
     ("silu_mul", "x", 0), ("silu_mul", "x", 1), ("pack_ancestors", "parents", 0), ("pack_ancestors", "parents", 1),
     ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1), ("topk_routing", "logits", 0),
     ("sparse_attention", "v", 3), ("sparse_attention", "indices", 2), ("sparse_attention", "page_table", 1),
+    ("cascade_attention", "q", 0),
     ("append_labels", "labels", 1), ("append_labels", "k", 3), ("label_topk", "q", 3), ("label_topk", "labels", 1),
     ("moe_sort", "ids", 0), ("moe_sort", "ids", 1), ("moe_permute", "x", 1), ("moe_permute", "ids", 1),
     ("moe_unpermute", "y", 0), ("moe_unpermute", "y", 1), ("grouped_mm", "x", 0),
@@ -143,7 +144,7 @@ def test_requires_grad(op, name):
         public = getattr(effops.ops, name_of(op), None)
         if public is not None:
             with pytest.raises(RuntimeError, match=f"{name_of(op)}: {name}: expected a tensor that does not require"):
-                public(**tracked)
+                public(**(by_levels(**tracked) if "group_indptr" in tracked else tracked))
         with torch.no_grad():
             run(op, tracked)
         return
@@ -353,6 +354,40 @@ def test_depths_without_a_tree():
 def test_windows_of_two_kinds():
     refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": 3}, "head_windows")
     refused(torch.ops.effops.attention.default, CALLS["attention"]() | {"window": -1, "head_windows": None}, "window")
+
+
+def with_level(call: dict[str, Any], name: str, level: int, x: Tensor) -> dict[str, Any]:
+    return call | {name: [x if i == level else old for i, old in enumerate(call[name])]}
+
+
+def test_levels_of_a_cascade():
+    op, call = torch.ops.effops.cascade_attention.default, CALLS["cascade_attention"]()
+    refused(op, call | {n: [] for n in ("k", "v", "lens", "group_indptr", "page_tables")}, "k")
+    for name in ("v", "lens", "group_indptr", "page_tables"):
+        refused(op, call | {name: call[name][:1]}, name, "expected a tensor for each of 2 levels, got 1")
+    refused(op, call | {"causal": True}, "ancestors", "expected None beside causal, got a tensor")
+    refused(op, call | {"ancestors": None}, "depths", "expected None without ancestors, got a tensor")
+    for level in (0, 1):
+        k, lens, rows = (call[name][level] for name in ("k", "lens", "group_indptr"))
+        for name in ("k", "v"):
+            x = call[name][level]
+            for wrong in (x.double(), x[0], x[..., :-1], x[:, :, :1], x.to("meta")):
+                refused(op, with_level(call, name, level, wrong))
+        for wrong in (lens.long(), lens[:0], lens[None], lens + 90, lens - 90, lens.to("meta")):
+            refused(op, with_level(call, "lens", level, wrong))
+        for wrong in (rows.long(), rows[:0], rows[None], rows + 1, rows * 9, rows.flip(0), rows.to("meta")):
+            refused(op, with_level(call, "group_indptr", level, wrong))
+        assert str(level) in _error(op, with_level(call, "k", level, k[0]))
+        refused(op, with_level(call, "k", level, k.clone().requires_grad_()), "k")
+    table = call["page_tables"][1]
+    for wrong in (table.long(), table[0], table[:1], table + 9, table[None], table.to("meta")):
+        refused(op, with_level(call, "page_tables", 1, wrong))
+
+
+def _error(op: Any, call: dict[str, Any]) -> str:
+    with pytest.raises(RuntimeError) as error:
+        op(**call)
+    return str(error.value)
 
 
 def test_norm_and_gated_exclude_each_other():

@@ -38,8 +38,9 @@ struct Rows {
   int64_t token(int64_t row) const { return s.q_begin + row / group; }
   int64_t head(int64_t row) const { return kv_head * group + row % group; }
 
-  T* at(const TensorView4& view, int64_t row) const {
-    return reinterpret_cast<T*>(view.data) + sequence * view.batch + token(row) * view.token + head(row) * view.head;
+  template <class E = T>
+  E* at(const TensorView4& view, int64_t row) const {
+    return reinterpret_cast<E*>(view.data) + sequence * view.batch + token(row) * view.token + head(row) * view.head;
   }
   C* lse_at(const RowView& view, int64_t row) const {
     return reinterpret_cast<C*>(view.data) + sequence * view.batch + token(row) * view.token + head(row) * view.head;
@@ -60,7 +61,12 @@ struct Rows {
       }
     }
     *lse_at(p.lse, row) = lse;
-    T* to = at(p.out, row);
+    p.wide_out ? write(at<C>(p.out, row), o, factor) : write(at(p.out, row), o, factor);
+  }
+
+ private:
+  template <class E>
+  void write(E* to, const C* o, C factor) const {
     const int64_t dim = p.v_dim, stride = p.out.dim;
     int64_t d = 0;
     if (stride == 1)
@@ -69,7 +75,7 @@ struct Rows {
       if constexpr (sizeof(T) == 8) {
         to[d * stride] = o[d] * factor;
       } else {
-        to[d * stride] = from_float<T>(o[d] * factor);
+        to[d * stride] = from_float<E>(o[d] * factor);
       }
     }
   }

@@ -147,8 +147,8 @@ void add_typed(const AddProblem& p, const Parallel& parallel) {
   });
 }
 
-template <class T>
-void merge_states_typed(const MergeProblem& p, const Parallel& parallel) {
+template <class T, class O>
+void merge_rows(const MergeProblem& p, const Parallel& parallel) {
   using V = vec_of<T>;
   using C = typename V::scalar;
   const C kEmpty = -std::numeric_limits<C>::infinity();
@@ -161,7 +161,7 @@ void merge_states_typed(const MergeProblem& p, const Parallel& parallel) {
       if (lses[i * p.rows + row] > kEmpty) total += std::exp(lses[i * p.rows + row] - top);
     const C lse = top > kEmpty ? top + std::log(total) : kEmpty;
     reinterpret_cast<C*>(p.lse)[row] = lse;
-    T* y = reinterpret_cast<T*>(p.out) + row * p.dim;
+    O* y = reinterpret_cast<O*>(p.out) + row * p.dim;
     for_vectors<V>(p.dim, [&](int64_t d, int n) {
       V sum = V::zero();
       for (int64_t i = 0; i < p.parts; ++i) {
@@ -172,6 +172,15 @@ void merge_states_typed(const MergeProblem& p, const Parallel& parallel) {
       store_n(sum, y + d, n);
     });
   });
+}
+
+template <class T>
+void merge_states_typed(const MergeProblem& p, const Parallel& parallel) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (p.out_dtype == DType::bf16) return merge_rows<T, bf16>(p, parallel);
+    if (p.out_dtype == DType::f16) return merge_rows<T, f16>(p, parallel);
+  }
+  merge_rows<T, T>(p, parallel);
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -218,12 +218,24 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         got = ops.sparse_attention(q, k, v, indices, return_lse=True, softcap=4.0)
         return _worst(bounds.sparse_attention_bound(q, k, v, indices, softcap=4.0), got)
 
+    def cascade(causal: bool) -> float:
+        draw = _Draw(9, dtype)
+        shapes = ((1, 900, _int32(900), _int32(0, 12)), (4, 70, _int32(70, 3, 64, 9), _int32(0, 3, 6, 9, 12)))
+        levels = [ops.KVLevel(draw(g, n, 2, 48), draw(g, n, 2, 32), lens, rows) for g, n, lens, rows in shapes]
+        q = draw(12, 4, 48)
+        options: dict[str, Any] = {"causal": causal, "softcap": 4.0}
+        got = ops.cascade_attention(q, levels, return_lse=True, **options)
+        return _worst(bounds.cascade_attention_bound(q, levels, **options), got)
+
     for page in (5, 16, 64):
         yield Case("paged_attention", f"pages of {page}, the bits of the dense op", partial(paged, page))
     for nodes in (1, 6, 70):
         yield Case("tree_attention", f"{nodes} nodes, any mask", partial(tree, nodes))
     for lists, whose in ((1, "all heads"), (2, "each KV head"), (4, "each query head")):
         yield Case("sparse_attention", f"lists for {whose}", partial(sparse, lists))
+    for causal in (False, True):
+        name = f"a shared prefix and own keys{', causal' if causal else ''}"
+        yield Case("cascade_attention", name, partial(cascade, causal))
     yield Case("attention", "bitwise the same alone and in a batch", batch_composition)
     yield Case("attention", "bitwise the same on 1 and 3 threads", thread_count)
     yield Case("merge_states", "split and merge is the whole", split_and_merge)

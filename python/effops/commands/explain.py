@@ -25,6 +25,10 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "sparse_attention": {
         "batch": 1, "selected": None, "heads": None, "kv_heads": None, "head_dim": None, "v_dim": 0, "lists": 0,
     },
+    "cascade_attention": {
+        "batch": 1, "q_len": 1, "shared_len": None, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None,
+        "v_dim": 0,
+    },
     "decoder_layer": {
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "width": None,
         "inner": None, "window": 0,

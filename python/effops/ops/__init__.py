@@ -2,6 +2,7 @@
 
 from effops.ops.attention import attention, merge_states, varlen_attention
 from effops.ops.cache import append_kv, commit_kv, paged_attention, sparse_attention, tree_attention
+from effops.ops.cascade import KVLevel, cascade_attention
 from effops.ops.decoder import decoder, decoder_layer
 from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
@@ -31,11 +32,13 @@ from effops.ops.speculative import (
 __all__ = [
     "Accepted",
     "GlobalFrequencies",
+    "KVLevel",
     "PackedExperts",
     "PackedWeight",
     "append_kv",
     "append_labels",
     "attention",
+    "cascade_attention",
     "commit_kv",
     "decoder",
     "decoder_layer",

@@ -111,6 +111,11 @@ def _sparse_attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) 
     return _attention_fake(q, k, v)
 
 
+@_fake("cascade_attention")
+def _cascade_attention_fake(q: Tensor, k: list[Tensor], v: list[Tensor], *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _attention_fake(q, k[0], v[0])
+
+
 @_fake("append_labels")
 def _append_labels_fake(labels: Tensor, k: Tensor, slots: Tensor, channels: Tensor, **_: Any) -> None:
     return None
@@ -374,7 +379,7 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "append_labels", "attention_backward", "commit_kv", "decoder", "decoder_layer",
+    "append_kv", "append_labels", "attention_backward", "cascade_attention", "commit_kv", "decoder", "decoder_layer",
     "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear",
     "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
     "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",

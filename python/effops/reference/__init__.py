@@ -18,6 +18,7 @@ from effops.reference.cache import (
     tree_attention,
     tree_mask,
 )
+from effops.reference.cascade import cascade_attention
 from effops.reference.labels import append_labels, label_scores, label_topk
 from effops.reference.layer import (
     decoder,
@@ -52,6 +53,7 @@ __all__ = [
     "append_kv",
     "append_labels",
     "attention",
+    "cascade_attention",
     "commit_kv",
     "decoder",
     "decoder_layer",

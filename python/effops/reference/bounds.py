@@ -15,7 +15,7 @@ inputs; what lies outside a sequence's valid keys may be anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +183,41 @@ def sparse_attention_bound(
             for to, x in zip((*out, *lse), (*parts[0], *parts[1]), strict=True):
                 to[b, :, h : h + 1] = x[0]
     return out, lse
+
+
+def cascade_attention_bound(
+    q: Tensor,
+    levels: Sequence[Any],
+    *,
+    causal: bool = False,
+    ancestors: Tensor | None = None,
+    depths: Tensor | None = None,
+    sink_logits: Tensor | None = None,
+    **options: Any,
+) -> tuple[Interval, Interval]:
+    """out and lse of ``cascade_attention``: the levels' own bounds, weighted as the merge does, whose weights their lse
+    errors move (twice: lse of a part and of the whole); the merge's own error; one rounding of the result."""
+    parts = []
+    own_mask: dict[str, Any] = {"causal": causal} if ancestors is None else {"ancestors": ancestors, "depths": depths}
+    for i, (k, v, lens, group_indptr, page_table) in enumerate(levels):
+        mask: dict[str, Any] = {"page_table": page_table}
+        if i == len(levels) - 1:
+            mask |= {"sink_logits": sink_logits, **own_mask}
+        attend = tree_attention if "ancestors" in mask else attention
+        parts.append(_cached_bound(attend, q, k, v, kv_lens=lens, cu_seqlens_q=group_indptr, **mask, **options))
+    values, errors = ([torch.stack([p[i][j] for p in parts]) for i in (0, 1)] for j in (0, 1))
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    own, own_lse = merge_states_bound(values[0].to(wide), values[1].to(wide))
+    out, lse = merge_states(*values)
+    if len(parts) == 1:
+        return parts[0]
+    off, size = (merge_states(x, values[1])[0] for x in (errors[0], values[0].abs()))
+    moved = torch.expm1(2 * errors[1].amax(0))[..., None]
+    error = (off + size * moved) * (1 + moved) + own.error
+    return (
+        _interval(out, error + ROUNDOFF[q.dtype] * (out.abs() + error) + _smallest(q.dtype), wide),
+        _interval(lse, errors[1].amax(0) + own_lse.error, wide),
+    )
 
 
 def _cached_bound(
