@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from effops.cache import DenseKVCache, LabelChannels, LabelledKVCache, OutOfPagesError, PagedKVCache, TreeNodes
+from effops.cache import (
+    DenseKVCache,
+    LabelChannels,
+    LabelledKVCache,
+    OutOfPagesError,
+    PagedKVCache,
+    StreamingKVCache,
+    TreeNodes,
+)
 from effops.reference.labels import label_values
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -224,9 +232,80 @@ class PagedMachine(Machine):
         return memory[entries].flatten(0, 1)[:length]
 
 
-for machine in (DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine):
+class StreamingMachine(Machine):
+    """The second layer's first head is full; the others hold sinks and at least what a query sees."""
+
+    WINDOW, SINKS, STEP = 4, 2, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = [0] * BATCH  # the longest that each sequence was, with steps that broke off
+
+    def new_cache(self) -> Any:
+        full = torch.tensor([[False, False], [True, False]])
+        return StreamingKVCache(
+            LAYERS, BATCH, CAPACITY, HEADS, DIM, window=self.WINDOW, num_sinks=self.SINKS, full_heads=full,
+            step_tokens=self.STEP, page_size=PAGE,
+        )  # fmt: skip
+
+    def plan(self, after, tokens, *args, **kwargs):
+        first = "tree" not in kwargs and not any(self.held)
+        self.fits = tokens <= self.STEP or first
+        return super().plan(after, tokens, *args, **kwargs)
+
+    def expect_room(self, after):
+        room = self.fits and max(after) <= CAPACITY
+        if room:
+            self.reached = [max(x) for x in zip(self.reached, after, strict=True)]
+        return room
+
+    @rule(data=st.data())
+    def rollback(self, data):
+        lengths = [data.draw(st.integers(0, len(own))) for own in self.held]
+        ring = -(-(self.WINDOW - 1 + self.STEP) // PAGE) * PAGE
+        lost = [
+            0 < n < len(own) and max(n - self.WINDOW + 1, PAGE) + ring < reached
+            for n, own, reached in zip(lengths, self.held, self.reached, strict=True)
+        ]
+        if any(lost):
+            before = self.state()
+            with pytest.raises(ValueError, match=f"lengths: expected 0 or at least .+ sequence {lost.index(True)}"):
+                self.cache.rollback(lengths)
+            assert self.state() == before
+            return
+        self.cache.rollback(lengths)
+        self.held = [own[:n] for own, n in zip(self.held, lengths, strict=True)]
+        self.reached = [n if own else 0 for n, own in zip(self.reached, self.held, strict=True)]
+
+    @rule(rows=st.lists(st.integers(0, BATCH - 1), min_size=BATCH, max_size=BATCH))
+    def reorder(self, rows):
+        super().reorder(rows)
+        self.reached = [self.reached[r] for r in rows]
+
+    @precondition(lambda self: self.number % 3 == 0)
+    @rule()
+    def reset(self):
+        super().reset()
+        self.reached = [0] * BATCH
+
+    @invariant()
+    def holds_what_was_appended(self):
+        assert self.cache.lengths == self.cache.kv_lens.tolist() == [len(own) for own in self.held]
+        for index, layer in enumerate(self.cache.layers):
+            for row, own in enumerate(self.held):
+                k, v = self.kv([own])
+                offset = torch.tensor([0.0, 2.0 * index])
+                for head, full in enumerate(layer.full.tolist()):
+                    seen = [j for j in range(len(own)) if full or j < self.SINKS or j >= len(own) + 1 - self.WINDOW]
+                    at = torch.tensor(seen, dtype=torch.long)
+                    pages = layer.page_table[row, head, at // PAGE].long()
+                    for memory, expected in ((layer.k, k + offset), (layer.v, v - offset)):
+                        assert torch.equal(memory[pages, at % PAGE, head], expected[0, at, head])
+
+
+for machine in (DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine, StreamingMachine):
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
-TestDense, TestPaged = DenseMachine.TestCase, PagedMachine.TestCase
+TestDense, TestPaged, TestStreaming = DenseMachine.TestCase, PagedMachine.TestCase, StreamingMachine.TestCase
 TestLabelled, TestNumberLabels = LabelledMachine.TestCase, NumberLabelsMachine.TestCase
 
 

@@ -1,4 +1,4 @@
-"""KV caches: the interface a decoder uses, the dense, the paged and the labelled cache."""
+"""KV caches: the interface a decoder uses; dense, paged, labelled and streaming caches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from effops.cache.base import AcceptedNodes, KVCache, LayerCache, Step, TreeNode
 from effops.cache.dense import DenseKVCache, DenseLayer
 from effops.cache.labelled import LabelChannels, LabelledKVCache, LabelledLayer, calibrate_channels
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
+from effops.cache.streaming import DuoKVCache, StreamingKVCache, StreamingLayer, StreamingStep
 
 __all__ = [
     "AcceptedNodes",
     "DenseKVCache",
     "DenseLayer",
+    "DuoKVCache",
     "KVCache",
     "LabelChannels",
     "LabelledKVCache",
@@ -21,6 +23,9 @@ __all__ = [
     "PagedKVCache",
     "PagedLayer",
     "Step",
+    "StreamingKVCache",
+    "StreamingLayer",
+    "StreamingStep",
     "TreeNodes",
     "calibrate_channels",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from effops import ops
-from effops.cache import DenseKVCache, KVCache, LabelledKVCache, LayerCache, PagedKVCache, Step, TreeNodes
+from effops.cache import (
+    DenseKVCache,
+    KVCache,
+    LabelledKVCache,
+    LayerCache,
+    PagedKVCache,
+    Step,
+    StreamingKVCache,
+    TreeNodes,
+)
 from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, write_json
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
@@ -21,6 +30,7 @@ from effops.nn import MLP, Attention, DecoderLayer, LatentAttention, Linear, MoE
 from effops.nn.functional import has_fused_layers
 
 Model = TypeVar("Model", bound="Llama")
+Cache = TypeVar("Cache")
 
 
 class Llama(nn.Module):
@@ -94,50 +104,31 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
+    def _new(self, kind: Callable[..., Cache], *sizes: int, **options: Any) -> Cache:
+        """An empty cache that fits this model; sizes are those between the layers and the KV heads."""
+        c = self.config
+        return kind(
+            c.num_hidden_layers, *sizes, c.num_key_value_heads, c.head_dim, v_head_dim=c.v_head_dim, dtype=self.dtype,
+            device=self.device, **options,
+        )  # fmt: skip
+
     def new_cache(self, batch_size: int, capacity: int) -> DenseKVCache:
         """An empty dense cache that fits this model."""
-        c = self.config
-        return DenseKVCache(
-            c.num_hidden_layers,
-            batch_size,
-            capacity,
-            c.num_key_value_heads,
-            c.head_dim,
-            v_head_dim=c.v_head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return self._new(DenseKVCache, batch_size, capacity)
 
     def new_paged_cache(self, batch_size: int, num_pages: int, page_size: int = 16) -> PagedKVCache:
         """An empty cache of pages that fits this model; a sequence may have the model's context."""
-        c = self.config
-        return PagedKVCache(
-            c.num_hidden_layers,
-            batch_size,
-            num_pages,
-            page_size,
-            c.num_key_value_heads,
-            c.head_dim,
-            v_head_dim=c.v_head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return self._new(PagedKVCache, batch_size, num_pages, page_size)
 
     def new_labelled_cache(self, batch_size: int, capacity: int, **options: Any) -> LabelledKVCache:
         """An empty cache whose decode steps attend to few tokens; ``options`` are those of
         :class:`effops.cache.LabelledKVCache`, ``channels`` what :func:`effops.cache.calibrate_channels` found."""
-        c = self.config
-        return LabelledKVCache(
-            c.num_hidden_layers,
-            batch_size,
-            capacity,
-            c.num_key_value_heads,
-            c.head_dim,
-            v_head_dim=c.v_head_dim,
-            dtype=self.dtype,
-            device=self.device,
-            **options,
-        )
+        return self._new(LabelledKVCache, batch_size, capacity, **options)
+
+    def new_streaming_cache(self, batch_size: int, capacity: int, **options: Any) -> StreamingKVCache:
+        """An empty cache of sinks and recent tokens, and of all tokens for ``full_heads``; ``options`` are those of
+        :class:`effops.cache.StreamingKVCache`."""
+        return self._new(StreamingKVCache, batch_size, capacity, rotary=self.rotary, **options)
 
     def forward(
         self,
