@@ -72,6 +72,8 @@ bench: .stamps/build
 	$(BIN)/effops bench linear
 	$(BIN)/effops bench tree
 	$(BIN)/effops bench sparse
+	$(BIN)/effops bench streaming
+	$(BIN)/effops bench cascade
 	$(BIN)/effops bench moe
 	$(BIN)/effops bench model
 

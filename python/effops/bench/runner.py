@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from effops.bench import attention, linear, model, moe, record, report, sparse, tree
+from effops.bench import attention, cascade, linear, model, moe, record, report, sparse, streaming, tree
 from effops.bench.overhead import host_cost
 from effops.bench.roof import BUFFER_BYTES, GPU_BUFFER_BYTES, Roof
 from effops.bench.timing import Row, measure
 from effops.commands.bench import sizes_given
 
 QUICK_BUFFER_BYTES = 128 << 20
+BY_HEADS = (attention.Case, cascade.Case, sparse.Case, streaming.Case, tree.Case)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     families: dict[str, Any] = {
-        "attention": attention, "linear": linear, "model": model, "moe": moe, "sparse": sparse, "tree": tree,
+        "attention": attention, "cascade": cascade, "linear": linear, "model": model, "moe": moe, "sparse": sparse,
+        "streaming": streaming, "tree": tree,
     }  # fmt: skip
     module = families[arguments.family]
     cases = _cases(module, arguments)
@@ -72,8 +74,12 @@ def _cases(module: Any, arguments: argparse.Namespace) -> list[Any]:
     else:
         cases = list((module.quick_cases if arguments.quick else module.default_cases)(dtypes))
     for case in cases:
-        if isinstance(case, attention.Case | sparse.Case | tree.Case) and case.heads % case.kv_heads:
+        if isinstance(case, BY_HEADS) and case.heads % case.kv_heads:
             raise ValueError(f"--kv-heads: expected a divisor of {case.heads} heads, got {case.kv_heads}")
+        if isinstance(case, streaming.Case) and case.full > case.kv_heads:
+            raise ValueError(f"--full: expected at most {case.kv_heads} (--kv-heads), got {case.full}")
+        if isinstance(case, cascade.Case) and case.shared_len % cascade.PAGE:
+            raise ValueError(f"--shared-len: expected a multiple of {cascade.PAGE}, got {case.shared_len}")
         if isinstance(case, moe.Case) and case.k > case.experts:
             raise ValueError(f"--k: expected at most {case.experts} (--experts), got {case.k}")
         if isinstance(case, attention.Case) and case.q_len > case.kv_len:

