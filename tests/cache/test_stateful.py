@@ -4,6 +4,7 @@ that nothing leaks, and that a refused step changes nothing."""
 from __future__ import annotations
 
 import collections
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from effops.cache import (
     LabelledKVCache,
     OutOfPagesError,
     PagedKVCache,
+    PrefixTreeKVCache,
     StreamingKVCache,
     TreeNodes,
 )
@@ -232,6 +234,83 @@ class PagedMachine(Machine):
         return memory[entries].flatten(0, 1)[:length]
 
 
+class PrefixTreeMachine(PagedMachine):
+    """Sequences begin with what earlier ones left in the tree; nothing that a sequence holds is ever given away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[list[int]] = []
+
+    def new_cache(self) -> Any:
+        return PrefixTreeKVCache(LAYERS, BATCH, PAGES, PAGE, HEADS, DIM, capacity=CAPACITY, min_saved=1)
+
+    def state(self) -> Any:
+        return super().state(), sorted(node.page for node in self.cache._nodes())
+
+    def expect_room(self, after):
+        """As much as is free, and what the tree alone holds."""
+        if max(after) > CAPACITY:
+            return False
+        needed, writers = 0, collections.Counter()
+        for own, length, n in zip(self.cache.pages, self.cache.lengths, after, strict=True):
+            if n > length:
+                needed += max(0, -(-n // PAGE) - len(own))
+                writers.update(own[length // PAGE : -(-n // PAGE)])
+        owners = self.cache.allocator.owners
+        needed += sum(min(n, owners[p] - 1) for p, n in writers.items())
+        return needed <= self.cache.free_pages + sum(owners[node.page] == 1 for node in self.cache._nodes())
+
+    @rule(row=st.integers(0, BATCH - 1), ends=st.booleans())
+    def keep(self, row, ends):
+        self.cache.keep(row, self.held[row])
+        if ends:
+            self.ended.append(self.held[row])
+            self.cache.end(row)
+            self.held[row] = []
+
+    @precondition(lambda self: any(not own for own in self.held))
+    @rule(data=st.data(), more=st.integers(0, 4))
+    def begin(self, data, more):
+        row = next(i for i, own in enumerate(self.held) if not own)
+        earlier = data.draw(st.sampled_from([[], *self.ended]))
+        ids = earlier[: data.draw(st.integers(0, len(earlier)))] + [self.number + i for i in range(more)]
+        self.number += more
+        held = self.cache.begin(row, ids)
+        assert held % PAGE == 0 and held <= max(0, len(ids) - 1)
+        self.held[row] = ids[:held]
+
+    @invariant()
+    def levels_read_what_sequences_hold(self):
+        self.cache._find_sharing()
+        shared = self.cache._shared
+        if shared is None:
+            return
+        for b, count in enumerate(shared.own):
+            assert count * PAGE <= len(self.held[b])
+        found: list[list[int]] = [[] for _ in range(BATCH)]
+        rows = shared.in_order(torch.arange(BATCH)).tolist()
+        for lens, table, ends in shared.levels:
+            for group, (first, last) in enumerate(itertools.pairwise(ends.tolist())):
+                for b in rows[first:last]:
+                    found[b] += table[group, : int(lens[group]) // PAGE].tolist()
+        assert found == [own[:count] for own, count in zip(self.cache.pages, shared.own, strict=True)]
+
+    @invariant()
+    def no_page_is_lost_or_owned_twice(self):
+        c = self.cache
+        owners = collections.Counter(p for own in c.pages for p in own) + collections.Counter(
+            node.page for node in c._nodes()
+        )
+        assert [owners[p] for p in range(PAGES)] == c.allocator.owners
+        assert sorted(c.allocator._free) == [p for p in range(PAGES) if owners[p] == 0]
+
+    @rule()
+    def a_commit_or_rollback_frees_what_holds_no_token(self):
+        self.cache.rollback(self.cache.lengths)
+        used = {p for own in self.cache.pages for p in own} | {node.page for node in self.cache._nodes()}
+        assert self.cache.free_pages == PAGES - len(used)
+
+
 class StreamingMachine(Machine):
     """The second layer's first head is full; the others hold sinks and at least what a query sees."""
 
@@ -303,9 +382,12 @@ class StreamingMachine(Machine):
                         assert torch.equal(memory[pages, at % PAGE, head], expected[0, at, head])
 
 
-for machine in (DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine, StreamingMachine):
+for machine in (
+    DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine, PrefixTreeMachine, StreamingMachine,
+):  # fmt: skip
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestDense, TestPaged, TestStreaming = DenseMachine.TestCase, PagedMachine.TestCase, StreamingMachine.TestCase
+TestPrefixTree = PrefixTreeMachine.TestCase
 TestLabelled, TestNumberLabels = LabelledMachine.TestCase, NumberLabelsMachine.TestCase
 
 

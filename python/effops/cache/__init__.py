@@ -1,4 +1,4 @@
-"""KV caches: the interface a decoder uses; dense, paged, labelled and streaming caches."""
+"""KV caches: the interface a decoder uses; dense, paged, labelled, streaming and prefix-sharing caches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from effops.cache.base import AcceptedNodes, KVCache, LayerCache, Step, TreeNode
 from effops.cache.dense import DenseKVCache, DenseLayer
 from effops.cache.labelled import LabelChannels, LabelledKVCache, LabelledLayer, calibrate_channels
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
+from effops.cache.prefix_tree import PrefixStep, PrefixTreeKVCache, PrefixTreeLayer
 from effops.cache.streaming import DuoKVCache, StreamingKVCache, StreamingLayer, StreamingStep
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "PageAllocator",
     "PagedKVCache",
     "PagedLayer",
+    "PrefixStep",
+    "PrefixTreeKVCache",
+    "PrefixTreeLayer",
     "Step",
     "StreamingKVCache",
     "StreamingLayer",

@@ -144,6 +144,7 @@ class PagedKVCache(Lengths):
             needed += max(0, entries - len(own))
         writers = collections.Counter(self.pages[row][i] for row, i in shared)
         needed += sum(min(n, self.allocator.owners[page] - 1) for page, n in writers.items())
+        self._make_room(needed)
         if needed > self.allocator.free:
             raise OutOfPagesError(
                 f"{type(self).__name__}: tokens: expected a step that needs up to {self.allocator.free} more pages, "
@@ -155,6 +156,9 @@ class PagedKVCache(Lengths):
             begin = len(own)
             own += [self.allocator.take() for _ in range(-(-after // self.page_size) - begin)]
             self._write_table(row, begin)
+
+    def _make_room(self, pages: int) -> None:
+        """Where a cache holds pages that no sequence needs, it may give them back here."""
 
     def _replace(self, row: int, entry: int) -> None:
         """A copy of the page in its place, unless the other owners have taken copies before."""

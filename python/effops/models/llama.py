@@ -17,6 +17,7 @@ from effops.cache import (
     LabelledKVCache,
     LayerCache,
     PagedKVCache,
+    PrefixTreeKVCache,
     Step,
     StreamingKVCache,
     TreeNodes,
@@ -124,6 +125,13 @@ class Llama(nn.Module):
         """An empty cache whose decode steps attend to few tokens; ``options`` are those of
         :class:`effops.cache.LabelledKVCache`, ``channels`` what :func:`effops.cache.calibrate_channels` found."""
         return self._new(LabelledKVCache, batch_size, capacity, **options)
+
+    def new_prefix_cache(
+        self, batch_size: int, num_pages: int, page_size: int = 16, **options: Any
+    ) -> PrefixTreeKVCache:
+        """An empty cache of pages whose sequences share what they have in common; ``options`` are those of
+        :class:`effops.cache.PrefixTreeKVCache`."""
+        return self._new(PrefixTreeKVCache, batch_size, num_pages, page_size, **options)
 
     def new_streaming_cache(self, batch_size: int, capacity: int, **options: Any) -> StreamingKVCache:
         """An empty cache of sinks and recent tokens, and of all tokens for ``full_heads``; ``options`` are those of
