@@ -41,12 +41,13 @@ class TileSource {
   }
 
   Tile<T> load(int64_t first, int64_t keys) {
-    if (!pages_.given() && !selected_.given()) {
-      const StridedRows<T> rows{base_ + first * view_.token, view_.token};
+    // The tile's rows and those that prefetches look ahead to; beyond the last key of a list it is repeated.
+    const int64_t count = std::min<int64_t>(end_ - first, kTileKeys + kListAhead);
+    if (!selected_.given() && in_line(first, count)) {
+      const int64_t at = pages_.given() ? pages_.offset(view_, index_, head_, first) : first * view_.token;
+      const StridedRows<T> rows{base_ + at, view_.token};
       return view_.dim == 1 ? Tile<T>{rows, nullptr, keys} : copied(rows, keys);
     }
-    // The tile's rows and those that prefetches look ahead to; beyond the last key it is repeated.
-    const int64_t count = std::min<int64_t>(end_ - first, kTileKeys + kListAhead);
     if (selected_.given()) {
       list_selected(first, count);
     } else {
@@ -62,6 +63,16 @@ class TileSource {
   Tile<T> copied(const R& rows, int64_t keys) {
     for (int64_t j = 0; j < keys; ++j) copy_row(rows[j], view_.dim, dim_, stage_ + j * dim_);
     return {{stage_, dim_}, nullptr, keys};
+  }
+
+  // Do these keys lie at one distance, as those of pages that follow each other in memory do?
+  bool in_line(int64_t first, int64_t count) const {
+    if (!pages_.given()) return true;
+    const int64_t step = pages_.page * view_.token, begin = first / pages_.page;
+    const int64_t page = pages_.entry_of(index_, head_, begin);
+    for (int64_t i = begin + 1; i * pages_.page < first + count; ++i)
+      if ((pages_.entry_of(index_, head_, i) - page) * view_.batch != (i - begin) * step) return false;
+    return true;
   }
 
   void list_rows(int64_t first, int64_t count) {

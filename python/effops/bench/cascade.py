@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effops import ops
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Other, Work, candidate
+from effops.bench.work import Other, Work, candidate, in_cache
 from effops.reference.bounds import attention_bound
 
 OWN = ("effops", "shared", "paged")
@@ -96,7 +96,7 @@ class _Paged:
     def _pages(shared: Tensor, own: Tensor, entries: int) -> Tensor:
         padded = torch.nn.functional.pad(own, (0, 0, 0, 0, 0, entries * PAGE - own.shape[1]))
         pages = [x.unflatten(1, (-1, PAGE)).flatten(0, 1) for x in (shared, padded)]
-        return torch.cat(pages).transpose(1, 2).contiguous().transpose(1, 2)
+        return in_cache(torch.cat(pages))
 
     def __call__(self) -> Tensor:
         out = ops.paged_attention(self.q, self.k, self.v, self.table, self.lens)
@@ -149,7 +149,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
 
     def draw(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
         size = (batch, case.kv_heads, tokens, case.head_dim)
-        k, v = (torch.randn(size, generator=generator).to(dtype).transpose(1, 2) for _ in range(2))
+        k, v = (in_cache(torch.randn(size, generator=generator).to(dtype).transpose(1, 2)) for _ in range(2))
         return k, v
 
     first = draw(1, case.shared_len), draw(case.batch, case.kv_len)
@@ -190,7 +190,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
 
 
 def _copied(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    k, v = (x.clone(memory_format=torch.preserve_format) for x in pair)
+    k, v = (in_cache(x) for x in pair)
     return k, v
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from effops import ops, reference
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Other, Work, candidate
+from effops.bench.work import Other, Work, candidate, in_cache
+from effops.cache.memory import cache_memory
 from effops.reference.bounds import Interval, attention_bound, sparse_attention_bound
 
 OWN = ("effops", "attend", "select", "dense")
@@ -91,7 +92,8 @@ class _Labels:
         """[B,L,G,words], memory [B,G,words,L]."""
         c = self.case
         words = -(-c.channels * c.bits // 32)
-        labels = torch.zeros(c.batch, c.kv_heads, words, c.kv_len, dtype=torch.int32).permute(0, 3, 1, 2)
+        memory = cache_memory(c.batch, c.kv_heads, words, c.kv_len, dtype=torch.int32, device="cpu")
+        labels = memory.permute(0, 3, 1, 2)
         slots = torch.arange(c.kv_len, dtype=torch.int32).expand(c.batch, -1)
         ops.append_labels(labels, k, slots, self.channels, **self.options)
         return labels
@@ -140,15 +142,17 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    k, v = (draw(case.batch, case.kv_heads, case.kv_len, case.head_dim).transpose(1, 2) for _ in range(2))
+    size = (case.batch, case.kv_heads, case.kv_len, case.head_dim)
+    k, v = (in_cache(draw(*size).transpose(1, 2)) for _ in range(2))
     kept = labels.of(k)
     rows = 2 * case.batch * case.kv_heads * case.selected * case.head_dim * k.element_size()
     copies = max(1, -(-4 * last_level_cache_bytes() // (rows + kept.nbytes)))
     inputs = []
     for i in range(copies):
         q = draw(case.batch, 1, case.heads, case.head_dim)
-        own = [x if i == 0 else x.clone(memory_format=torch.preserve_format) for x in (k, v, kept)]
-        inputs.append(_Inputs(q, own[0], own[1], own[2], labels.search(q, own[2])))
+        own = [x if i == 0 else in_cache(x) for x in (k, v)]
+        mine = kept if i == 0 else labels.of(k)
+        inputs.append(_Inputs(q, own[0], own[1], mine, labels.search(q, mine)))
 
     ours: dict[str, Callable[[_Inputs], Callable[[], Any]]] = {
         "effops": lambda x: lambda: ops.sparse_attention(x.q, x.k, x.v, labels.search(x.q, x.labels)),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effops import ops
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Other, Work, candidate
+from effops.bench.work import Other, Work, candidate, in_cache
 from effops.cache import DuoKVCache
 from effops.reference.bounds import attention_bound
 
@@ -102,7 +102,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
     like."""
     dtype, generator = getattr(torch, case.dtype), torch.Generator().manual_seed(0)
     size = (case.batch, case.kv_heads, case.kv_len, case.head_dim)
-    k, v = (torch.randn(size, generator=generator).to(dtype).transpose(1, 2) for _ in range(2))
+    k, v = (in_cache(torch.randn(size, generator=generator).to(dtype).transpose(1, 2)) for _ in range(2))
     heads = torch.arange(case.kv_heads)
     order = torch.cat([heads[::2], heads[1::2]])  # full heads lie among the others
     windows = torch.full((case.kv_heads,), case.recent, dtype=torch.int32)
@@ -120,7 +120,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         "dense": lambda k, v: partial(ops.attention, q, k, v, causal=True),
         "sdpa": lambda k, v: _Sdpa(case, windows, q, k, v),
     }
-    caches = [(k, v), *((_heads_major(k), _heads_major(v)) for _ in range(copies - 1))]
+    caches = [(k, v), *((in_cache(k), in_cache(v)) for _ in range(copies - 1))]
     group, ends = case.heads // case.kv_heads, 2 * q.nbytes
     pair = 4 * group * case.head_dim
     every = case.batch * case.kv_heads * case.kv_len
@@ -135,10 +135,6 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         check=_checker(case, windows, q, k, v),
         others={"dense": Other("all heads over all tokens", k.nbytes + v.nbytes + ends, pair * every)},
     )
-
-
-def _heads_major(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _checker(case: Case, windows: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Callable[[str, Tensor], float]:

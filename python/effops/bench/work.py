@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from effops.cache.memory import cache_memory
+
 Call = Callable[[int], Any]  # the argument chooses one of the rotated copies of the inputs
 
 
@@ -22,6 +24,12 @@ def candidate(form: Callable[..., Callable[[], Any]], copies: Iterable[tuple[Any
     except Missing as missing:
         return str(missing)
     return lambda i: calls[i]()
+
+
+def in_cache(x: torch.Tensor) -> torch.Tensor:
+    """A copy of keys or values [B,L,G,D] in memory as caches have it, heads-major."""
+    by_heads = x.transpose(1, 2)
+    return cache_memory(*by_heads.shape, dtype=x.dtype, device=x.device).copy_(by_heads).transpose(1, 2)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effops import ops
 from effops.cache.base import AcceptedNodes, Step, TreeNodes
+from effops.cache.memory import cache_memory
 from effops.cache.plan import Lengths
 
 
@@ -61,8 +62,8 @@ class DenseKVCache(Lengths):
     ) -> None:
         shape = (num_layers, batch_size, num_kv_heads, capacity)
         with torch.inference_mode(False):  # usable both inside and outside of inference mode
-            self._k = torch.empty(*shape, head_dim, dtype=dtype, device=device)
-            self._v = torch.empty(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
+            self._k = cache_memory(*shape, head_dim, dtype=dtype, device=device)
+            self._v = cache_memory(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
         super().__init__(batch_size, capacity, self._k.device)
         self.k, self.v = self._k.transpose(2, 3), self._v.transpose(2, 3)
         self._as_one_batch = [x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v)]

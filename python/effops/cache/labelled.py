@@ -14,6 +14,7 @@ from torch import Tensor
 from effops import ops
 from effops.cache.base import Step
 from effops.cache.dense import DenseKVCache, DenseLayer
+from effops.cache.memory import cache_memory
 
 Statistic = Literal["qk", "q", "k"]
 
@@ -205,7 +206,7 @@ class LabelledKVCache(DenseKVCache):
         )
         words = num_channels if bits == 0 else -(-num_channels * bits // 32)
         with torch.inference_mode(False):
-            self._labels = torch.empty(
+            self._labels = cache_memory(
                 num_layers, batch_size, num_kv_heads, words, capacity,
                 dtype=torch.int32 if bits else torch.float32 if dtype == torch.float64 else dtype, device=device,
             )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from effops import ops
 from effops.cache.base import AcceptedNodes, Step, TreeNodes
+from effops.cache.memory import cache_memory
 from effops.cache.plan import Lengths
 
 
@@ -99,8 +100,8 @@ class PagedKVCache(Lengths):
             raise ValueError(f"PagedKVCache: page_size: expected at least 1, got {page_size}")
         shape = (num_layers, num_pages, num_kv_heads, page_size)
         with torch.inference_mode(False):  # usable both inside and outside of inference mode
-            self._k = torch.empty(*shape, head_dim, dtype=dtype, device=device)
-            self._v = torch.empty(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
+            self._k = cache_memory(*shape, head_dim, dtype=dtype, device=device)
+            self._v = cache_memory(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
         self.page_size = page_size
         self.allocator = PageAllocator(num_pages)
         self.pages: list[list[int]] = [[] for _ in range(batch_size)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from effops import ops
 from effops.cache.base import AcceptedNodes, Step, TreeNodes
+from effops.cache.memory import cache_memory
 from effops.cache.plan import Lengths
 
 
@@ -202,7 +203,7 @@ class StreamingKVCache(Lengths):
         table = table + a_sequence * torch.arange(self.batch_size)[:, None, None]
         # Zero, for a mask hides keys by arithmetic: what lies there must be finite.
         k, v = (
-            torch.zeros(self.batch_size * a_sequence, self.page_size, d, dtype=dtype, device=self._device)
+            cache_memory(self.batch_size * a_sequence, self.page_size, d, dtype=dtype, device=self._device).zero_()
             for d in (dim, v_dim)
         )
         return StreamingLayer(self, full, k, v, table.int().to(self._device))
