@@ -2,6 +2,7 @@
 
 #include "attention/backward.h"
 #include "attention/launch.h"
+#include "attention/mass.h"
 #include "attention/merge_states.h"
 #include "cache/cache.h"
 #include "layer/layer.h"
@@ -38,8 +39,10 @@ DeviceLibrary library() {
   l.attention = &attention;
   l.attention_backward_workspace = &attention_backward_workspace;
   l.attention_backward = &attention_backward;
+  l.attention_mass = &attention_mass;
   l.merge_states = &merge_states;
   l.append_rows = &append_rows;
+  l.append_evicting = &append_evicting;
   l.commit_rows = &commit_rows;
   l.rms_norm = &rms_norm;
   l.rotary = &rotary;

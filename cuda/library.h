@@ -4,9 +4,11 @@
 
 #include "common/append.h"
 #include "common/device_attention_plan.h"
+#include "common/evict.h"
 #include "common/grouped_problem.h"
 #include "common/label_problem.h"
 #include "common/layer_problem.h"
+#include "common/mass_problem.h"
 #include "common/moe_problem.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
@@ -35,8 +37,10 @@ struct DeviceLibrary {
   int64_t (*attention_backward_workspace)(const AttentionProblem&, const AttentionLimits&);
   int (*attention_backward)(const AttentionProblem&, const AttentionGradients&, const AttentionLimits&, void* workspace,
                             void* stream);
+  int (*attention_mass)(const MassProblem&, const AttentionLimits&, void* stream);
   int (*merge_states)(const MergeProblem&, void* stream);
   int (*append_rows)(const AppendProblem&, void* stream);
+  int (*append_evicting)(const EvictProblem&, void* stream);
   int (*commit_rows)(const CommitProblem&, void* stream);
   int (*rms_norm)(const RmsNormProblem&, void* stream);
   int (*rotary)(const RotaryProblem&, void* stream);

@@ -29,6 +29,8 @@ GROUPS = ("tests/ops/test_grouped.py", "-k", "test_any_call and bf16 or test_siz
 DEEP = ("tests/ops/test_grouped.py", "-k", "test_deeper and bf16")
 EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
 LABELS = ("tests/ops/test_labels.py", "-k", "test_any_call or test_exact")
+MASS = ("tests/ops/test_mass.py", "-k", "test_the_rows_that_see_a_key and bf16")
+EVICT = ("tests/ops/test_evict.py", "-k", "f32 or together or goes")
 LISTS = ("tests/ops/test_sparse.py", "-k", "test_any_call and bf16 or test_a_list and bf16")
 
 DEVICE_MUTANTS = (
@@ -47,6 +49,38 @@ DEVICE_MUTANTS = (
         "const int64_t g = r.g % (a.p.kv_heads / a.p.kv_share);",
         "a list for each query head",
         tests=LISTS,
+    ),
+    DeviceMutant(
+        "mass-of-hidden-keys",
+        "cuda/attention/mass_tiles.h",
+        "sum[h] += all || mask.allows(block.rows, block.first + own_key(h)) ? weight : 0;",
+        "sum[h] += weight;",
+        "any mask",
+        tests=MASS,
+    ),
+    DeviceMutant(
+        "mass-of-one-lane",
+        "cuda/attention/mass_tiles.h",
+        "const float whole = reduce_lanes<4>(sum[h], Sum());",
+        "const float whole = sum[h];",
+        "any rows",
+        tests=MASS,
+    ),
+    DeviceMutant(
+        "evicts-any-of-equals",
+        "cuda/cache/evict.cu",
+        "(x == mass && at < oldest)",
+        "(x == mass && at > oldest)",
+        "entries of equal masses, more than threads or not",
+        tests=EVICT,
+    ),
+    DeviceMutant(
+        "evicts-by-mass-alone",
+        "cuda/cache/evict.cu",
+        "const bool first = lightest && oldest == oldest_of_all;",
+        "const bool first = lightest;",
+        "entries of equal masses",
+        tests=EVICT,
     ),
     DeviceMutant(
         "selected-in-any-order",

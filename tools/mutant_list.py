@@ -23,6 +23,7 @@ TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
 ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.h", "csrc/ops/moe.cpp"
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
 LABEL_KEYS = "csrc/cpu/selection/label_keys.h"
+MASS, EVICT = "csrc/cpu/attention/mass.h", "csrc/common/evict.cpp"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -658,6 +659,55 @@ MUTANTS = (
         "add(V::set1(weights[slot]), values,",
         "add(V::set1(weights[slot] * 0 + 1), values,",
         "weights other than 1",
+    ),
+    Mutant(
+        "mass-of-rows-without-keys",
+        MASS,
+        "return lse == kNegInf<C> ? -kNegInf<C> : lse;",
+        "return lse;",
+        "rows whose lse is -inf",
+    ),
+    Mutant(
+        "mass-of-padding-rows",
+        MASS,
+        "g.state[i] = m < g.rows ? this->divisor(row) : -kNegInf<C>;",
+        "g.state[i] = this->divisor(row);",
+        "three or five rows a KV head",
+    ),
+    Mutant(
+        "mass-of-the-last-block",
+        MASS,
+        "(V::load(to + j) + V::load(block + j)).store(to + j);",
+        "(V::load(to + j) * V::zero() + V::load(block + j)).store(to + j);",
+        "more rows than a block has",
+    ),
+    Mutant(
+        "mass-behind-the-queries",
+        MASS,
+        "if (!full) mask_row(rows_, see_, row, first, keys, s, 1);",
+        "",
+        "many causal rows",
+    ),
+    Mutant(
+        "evicts-the-newest-of-equals",
+        EVICT,
+        "positions_[j] < positions_[best]",
+        "positions_[j] > positions_[best]",
+        "entries of equal masses",
+    ),
+    Mutant(
+        "evicts-recent-tokens",
+        "csrc/common/evict.h",
+        "position <= new_position - recent;",
+        "position < new_position;",
+        "a recent entry of little mass",
+    ),
+    Mutant(
+        "evicts-beside-free-slots",
+        EVICT,
+        "while (free_ < p_.slots && positions_[free_] >= 0) ++free_;",
+        "if (free_ < p_.slots && positions_[free_] >= 0) ++free_;",
+        "several entries before a free slot",
     ),
     Mutant(
         "labels-forget-a-head",

@@ -3,7 +3,6 @@
 #include <cstring>
 
 namespace effops {
-namespace {
 
 void copy_row(const char* from, int64_t from_step, char* to, int64_t to_step, int64_t dim, int64_t bytes) {
   if (from_step == 1 && to_step == 1) {
@@ -12,8 +11,6 @@ void copy_row(const char* from, int64_t from_step, char* to, int64_t to_step, in
     for (int64_t d = 0; d < dim; ++d) std::memcpy(to + d * to_step * bytes, from + d * from_step * bytes, bytes);
   }
 }
-
-}  // namespace
 
 void append_rows(const AppendProblem& p) {
   for (int64_t b = 0; b < p.batch; ++b)

@@ -14,6 +14,9 @@ struct AppendProblem {
   CacheLimits limits;
 };
 
+// `dim` elements of `bytes` bytes that lie so many elements apart.
+void copy_row(const char* from, int64_t from_step, char* to, int64_t to_step, int64_t dim, int64_t bytes);
+
 // Tokens go in order: of two that name one slot the later one stays.
 void append_rows(const AppendProblem& p);
 

@@ -28,6 +28,7 @@ void by_dtype(DType t, F&& f) {
 
 void attention(const AttentionProblem&, const Parallel&);
 void attention_backward(const AttentionProblem&, const AttentionGradients&, const Parallel&);
+void attention_mass(const MassProblem&, const Parallel&);
 void merge_states(const MergeProblem&, const Parallel&);
 void linear(const LinearProblem&, const Parallel&);
 void rms_norm(const RmsNormProblem&, const Parallel&);

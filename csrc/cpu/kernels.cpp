@@ -21,13 +21,13 @@ EFFOPS_KERNEL(sampling, SamplingProblem, p.dtype)
 }  // namespace effops::cpu::EFFOPS_ISA
 
 extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFOPS_CONCAT(effops_cpu_, EFFOPS_ISA) = {
-    &effops::cpu::EFFOPS_ISA::attention,     &effops::cpu::EFFOPS_ISA::attention_backward,
-    &effops::cpu::EFFOPS_ISA::merge_states,  &effops::cpu::EFFOPS_ISA::linear,
-    &effops::cpu::EFFOPS_ISA::rms_norm,      &effops::cpu::EFFOPS_ISA::rotary,
-    &effops::cpu::EFFOPS_ISA::rotary_append, &effops::cpu::EFFOPS_ISA::silu_mul,
-    &effops::cpu::EFFOPS_ISA::add,           &effops::cpu::EFFOPS_ISA::sampling,
-    &effops::cpu::EFFOPS_ISA::routing,       &effops::cpu::EFFOPS_ISA::unpermute,
-    &effops::cpu::EFFOPS_ISA::grouped,       &effops::cpu::EFFOPS_ISA::grouped_gradient,
-    &effops::cpu::EFFOPS_ISA::experts,       &effops::cpu::EFFOPS_ISA::label_append,
-    &effops::cpu::EFFOPS_ISA::label_search,
+    &effops::cpu::EFFOPS_ISA::attention,        &effops::cpu::EFFOPS_ISA::attention_backward,
+    &effops::cpu::EFFOPS_ISA::attention_mass,   &effops::cpu::EFFOPS_ISA::merge_states,
+    &effops::cpu::EFFOPS_ISA::linear,           &effops::cpu::EFFOPS_ISA::rms_norm,
+    &effops::cpu::EFFOPS_ISA::rotary,           &effops::cpu::EFFOPS_ISA::rotary_append,
+    &effops::cpu::EFFOPS_ISA::silu_mul,         &effops::cpu::EFFOPS_ISA::add,
+    &effops::cpu::EFFOPS_ISA::sampling,         &effops::cpu::EFFOPS_ISA::routing,
+    &effops::cpu::EFFOPS_ISA::unpermute,        &effops::cpu::EFFOPS_ISA::grouped,
+    &effops::cpu::EFFOPS_ISA::grouped_gradient, &effops::cpu::EFFOPS_ISA::experts,
+    &effops::cpu::EFFOPS_ISA::label_append,     &effops::cpu::EFFOPS_ISA::label_search,
 };

@@ -6,6 +6,7 @@
 #include "common/label_problem.h"
 #include "common/layer_problem.h"
 #include "common/linear_problem.h"
+#include "common/mass_problem.h"
 #include "common/moe_problem.h"
 #include "common/parallel.h"
 #include "common/sampling_problem.h"
@@ -17,6 +18,7 @@ enum class Isa;  // isa.h
 struct Kernels {
   void (*attention)(const AttentionProblem&, const Parallel&);
   void (*attention_backward)(const AttentionProblem&, const AttentionGradients&, const Parallel&);
+  void (*attention_mass)(const MassProblem&, const Parallel&);
   void (*merge_states)(const MergeProblem&, const Parallel&);
   void (*linear)(const LinearProblem&, const Parallel&);
   void (*rms_norm)(const RmsNormProblem&, const Parallel&);

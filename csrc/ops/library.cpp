@@ -38,6 +38,13 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor[] page_tables, *, bool causal=False, Tensor? ancestors=None, Tensor? depths=None, "
       "Tensor? sink_logits=None, float softcap=0.0, float? scale=None) -> (Tensor, Tensor)");
   m.def(
+      "accumulate_mass(Tensor(a!) mass, Tensor q, Tensor k, Tensor lse, *, Tensor? kv_lens=None, "
+      "Tensor? kv_starts=None, bool causal=False, int window=0, int num_sinks=0, float softcap=0.0, "
+      "float? scale=None, Tensor? page_table=None) -> ()");
+  m.def(
+      "append_evicting(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor(c!) mass, "
+      "Tensor(d!) positions, Tensor new_positions, *, int recent, int num_sinks=0) -> ()");
+  m.def(
       "append_labels(Tensor(a!) labels, Tensor k, Tensor slots, Tensor channels, *, Tensor? scales=None, "
       "Tensor? offsets=None, int bits=0) -> ()");
   m.def(

@@ -2,8 +2,8 @@
 // are the left operand of both sums. The rows of a KV head span its group's query heads: nothing is left to add up.
 #pragma once
 
-#include "attention/backward_key_block.h"
 #include "attention/backward_tiles.h"
+#include "attention/key_block.h"
 #include "attention/mask.h"
 
 namespace effops::device {
@@ -85,7 +85,7 @@ inline constexpr int kKeyPasses = kColumns <= 128 ? 1 : 2;
 template <class T, int kColumns>
 __global__ void __launch_bounds__(BackwardTiles<T, kColumns>::kThreads)
     backward_keys(const __grid_constant__ BackwardParams p) {
-  const KeyBlock* block = own_key_block(p, BackwardTiles<T, kColumns>::kOwn);
+  const KeyBlock* block = own_key_block(p.a, p.key_blocks, BackwardTiles<T, kColumns>::kOwn);
   if (!block) return;
   char* shared = shared_memory() + kKeyBlockBytes;
   if constexpr (kKeyPasses<kColumns> == 1) {

@@ -1,8 +1,8 @@
 // dK and dV in float32 of sixteen keys of a KV head.
 #pragma once
 
-#include "attention/backward_key_block.h"
 #include "attention/backward_scalar.h"
+#include "attention/key_block.h"
 #include "attention/mask.h"
 
 namespace effops::device {
@@ -59,7 +59,7 @@ struct ScalarKeys : BackwardScalar<kColumns> {
 template <int kColumns>
 __global__ void __launch_bounds__(ScalarKeys<kColumns>::kThreads, 4)
     scalar_backward_keys(const __grid_constant__ BackwardParams p) {
-  if (const KeyBlock* block = own_key_block(p, ScalarKeys<kColumns>::kOwn))
+  if (const KeyBlock* block = own_key_block(p.a, p.key_blocks, ScalarKeys<kColumns>::kOwn))
     ScalarKeys<kColumns>(p, *block, shared_memory() + kKeyBlockBytes).run();
 }
 

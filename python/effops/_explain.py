@@ -33,8 +33,10 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each
             sequence)``, heads, kv_heads, head_dim, v_dim``; merge_states: ``parts, rows, head_dim``; append_kv,
-            commit_kv: ``batch, q_len, kv_heads, head_dim, v_dim``; append_labels: ``batch, q_len, kv_heads, channels,
-            bits``; label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected, lists``;
+            commit_kv: ``batch, q_len, kv_heads, head_dim, v_dim``; append_evicting: the same and ``slots``;
+            accumulate_mass: ``batch, q_len, kv_len, heads, kv_heads, head_dim``; append_labels: ``batch, q_len,
+            kv_heads, channels, bits``; label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected,
+            lists``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
@@ -195,6 +197,30 @@ def _append_kv(*, dtype: str, kv_heads: int, head_dim: int, batch: int = 1, q_le
     return _one_pass(dtype, loop, elements, elements, _NO_GRADIENT)
 
 
+def _accumulate_mass(
+    *, dtype: str, kv_len: int, heads: int, kv_heads: int, head_dim: int, batch: int = 1, q_len: int = 1
+) -> str:
+    text: str = _host().explain_attention(
+        dtype=dtype, batch=batch, q_len=q_len, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        v_dim=head_dim, causal=False, window=0, num_sinks=0,
+    )  # fmt: skip
+    few = "loop: streaming" in text.splitlines()
+    keys = 1024 if few else 512
+    tasks = batch * kv_heads * -(-kv_len // keys)
+    loop = f"{'streaming' if few else 'gemm'}; {tasks} tasks of {keys} keys, all rows of a KV head visit each"
+    read = batch * head_dim * (kv_heads * kv_len + heads * q_len)
+    lines = _one_pass(dtype, loop, read, batch * kv_heads * kv_len, _NO_GRADIENT, 8 if dtype == "float64" else 4)
+    return f"{lines}\nflops: {2 * batch * heads * q_len * kv_len * head_dim}"
+
+
+def _append_evicting(
+    *, dtype: str, slots: int, kv_heads: int, head_dim: int, batch: int = 1, q_len: int = 1, v_dim: int = 0
+) -> str:
+    elements = batch * q_len * kv_heads * (head_dim + (v_dim or head_dim))
+    loop = f"{batch * kv_heads} heads in parallel, {q_len} tokens one after the other, each over {slots} masses"
+    return _one_pass(dtype, loop, elements, elements, _NO_GRADIENT)
+
+
 def _append_labels(*, dtype: str, kv_heads: int, channels: int, bits: int = 0, batch: int = 1, q_len: int = 1) -> str:
     tokens = batch * q_len
     written = tokens * kv_heads * _label_bytes(channels, bits, dtype)
@@ -338,6 +364,8 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "decoder_layer": _decoder_layer,
     "medusa_draft": _medusa_draft,
     "merge_states": _merge_states,
+    "accumulate_mass": _accumulate_mass,
+    "append_evicting": _append_evicting,
     "append_kv": _append_kv,
     "append_labels": _append_labels,
     "commit_kv": _append_kv,

@@ -238,6 +238,19 @@ AttentionReference AttentionData::forward() const {
   return r;
 }
 
+std::vector<double> AttentionData::mass() const {
+  std::vector<double> sums(case_.batch * case_.capacity * case_.kv_heads);
+  for_each_row([&](const Row& row) {
+    const double lse_here = lse.get(row.b, row.t, row.h, 0);
+    if (lse_here == -INFINITY) return;
+    const int64_t g = row.h / (case_.heads / case_.kv_heads);
+    for (int64_t j = 0; j < row.kv_len; ++j)
+      if (allowed(row, j))
+        sums[(row.b * case_.capacity + j) * case_.kv_heads + g] += std::exp(score(product(row, j)) - lse_here);
+  });
+  return sums;
+}
+
 void AttentionData::backward(const Tensor& d_out, const Tensor& d_lse, AttentionReference& r) const {
   const int64_t heads = case_.heads, groups = case_.kv_heads, dim = case_.head_dim, v_dim = case_.v_dim;
   r.dq.assign(q.size(0) * q.size(1) * heads * dim, 0);

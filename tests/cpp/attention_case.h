@@ -42,6 +42,8 @@ class AttentionData {
   AttentionReference forward() const;
   // Adds gradients to forward()'s result, from the out and lse in memory, as the kernel has them.
   void backward(const Tensor& d_out, const Tensor& d_lse, AttentionReference& r) const;
+  // What every key has of the attention weights that follow from the lse in memory: [batch, capacity, kv_heads].
+  std::vector<double> mass() const;
 
   AttentionProblem problem;
   Tensor q, k, v, out, lse;

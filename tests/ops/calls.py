@@ -84,6 +84,25 @@ def by_levels(*, k: Any, v: Any, lens: Any, group_indptr: Any, page_tables: Any,
     return call | {"levels": [ops.KVLevel(*level) for level in zip(k, v, lens, group_indptr, tables, strict=True)]}
 
 
+def accumulate_mass() -> Arguments:
+    """B 2, T 3, H 4, G 2, pages of 4 tokens."""
+    call = attention()
+    names = ("kv_lens", "kv_starts", "causal", "num_sinks", "softcap", "scale", "q")
+    pages = {name: x for name, x in paged_attention().items() if name in ("k_pages", "page_table")}
+    named = {name: call[name] for name in names} | {"k": pages["k_pages"], "page_table": pages["page_table"]}
+    return named | {"mass": normal(2, 2, 12, seed=6).abs(), "lse": normal(2, 3, 4, seed=7), "window": 4}
+
+
+def append_evicting() -> Arguments:
+    """B 2, T 2, L 5, G 3: the first sequence is full, the other has a free slot in each head."""
+    positions = torch.stack([int32(3, 0, 4, 1, 2), int32(3, 0, -1, 1, 2)])[:, None].expand(2, 3, 5).clone()
+    return {
+        "k_cache": normal(2, 5, 3, 8), "v_cache": normal(2, 5, 3, 6, seed=1), "k": normal(2, 2, 3, 8, seed=2),
+        "v": normal(2, 2, 3, 6, seed=3), "mass": normal(2, 3, 5, seed=4).abs(), "positions": positions,
+        "new_positions": int32(5, 6, 4, -1).view(2, 2), "recent": 2, "num_sinks": 1,
+    }  # fmt: skip
+
+
 def append_kv() -> Arguments:
     """Pages of 4 tokens, two a sequence."""
     return {
@@ -223,6 +242,8 @@ def uniforms(*shape: int) -> Tensor:
 
 
 CALLS = {
+    "accumulate_mass": accumulate_mass,
+    "append_evicting": append_evicting,
     "append_kv": append_kv,
     "append_labels": append_labels,
     "attention": attention,

@@ -36,7 +36,8 @@ FREE = {
     ("verify_typical", "target_probs", 2), ("tree_attention", "page_table", 1), ("topk_routing", "logits", 0),
     ("sparse_attention", "v", 3), ("sparse_attention", "indices", 2), ("sparse_attention", "page_table", 1),
     ("cascade_attention", "q", 0),
-    ("append_labels", "labels", 1), ("append_labels", "k", 3), ("label_topk", "q", 3), ("label_topk", "labels", 1),
+    ("accumulate_mass", "k", 0), ("append_labels", "labels", 1), ("append_labels", "k", 3), ("label_topk", "q", 3),
+    ("label_topk", "labels", 1),
     ("moe_sort", "ids", 0), ("moe_sort", "ids", 1), ("moe_permute", "x", 1), ("moe_permute", "ids", 1),
     ("moe_unpermute", "y", 0), ("moe_unpermute", "y", 1), ("grouped_mm", "x", 0),
     ("grouped_mm_weight_gradient", "x", 1), ("grouped_mm_weight_gradient", "dy", 1),
@@ -210,6 +211,18 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("sparse_attention", "indices", int32(*[-1] * 6, 1, *[-1] * 5).view(2, 2, 3), r"expected .+ \[2, 5\), got 1 at .+"),
     ("sparse_attention", "page_table", int32(6, 1, 2, 3, 4, 5).view(2, 3), r"expected .+ \[0, 6\), got 6 at .+ 0"),
     ("sparse_attention", "kv_lens", int32(9, 13), r"expected values in \[0, 12\] .+, got 13 at index 1"),
+    ("accumulate_mass", "kv_lens", int32(9, 13), r"expected values in \[0, 12\] \(entries . page\), got 13 at index 1"),
+    ("accumulate_mass", "kv_lens", None, "expected a tensor beside page_table, got None"),
+    ("accumulate_mass", "kv_starts", int32(-1, 0), r"expected values in \[0, 12\] .+, got -1 at index 0"),
+    ("accumulate_mass", "page_table", int32(0, 1, 6, 3, 4, 5).view(2, 3), r"expected .+ \[0, 6\), got 6 at entry 2"),
+    ("accumulate_mass", "window", -1, r"expected 0 \(off\) or more, got -1"),
+    ("accumulate_mass", "num_sinks", -1, "expected 0 or more, got -1"),
+    ("accumulate_mass", "softcap", -1.0, r"expected 0 \(off\) or more, got -1"),
+    ("accumulate_mass", "scale", torch.inf, "expected a finite number, got inf"),
+    ("append_evicting", "recent", 0, "expected 1 or more, got 0"),
+    ("append_evicting", "num_sinks", -1, "expected 0 or more, got -1"),
+    ("append_evicting", "new_positions", int32(5, 6, 4, -2).view(2, 2), r"expected .+ \[-1, 2147483647\), got -2 at"),
+    ("append_evicting", "recent", 5, "expected a free .+, got none for token 0 in KV head 0 of sequence 0"),
     ("append_labels", "slots", int32(0, 4, 5, -1).view(2, 2), r"expected values in \[-1, 5\), got 5 at index \[1, 0\]"),
     ("append_labels", "channels", int32(0, 3, 1, 8, 2, 5, 5, 4, 0, 6).view(2, 5), r"expected .+ \[0, 8\) .+, got 8 at"),
     ("append_labels", "bits", 5, r"expected 0 \(numbers\), 4 or 8, got 5"),
@@ -335,7 +348,7 @@ def test_wrong_value(name, argument, value, says):
     op = getattr(torch.ops.effops, name).default
     blamed = {
         "max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q", "gated": "interleaved", "scale_gate_up": "w_gate_up",
-        "bits": "bits|labels",
+        "bits": "bits|labels", "recent": "recent|positions",
     }.get(argument, argument)  # fmt: skip
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
 

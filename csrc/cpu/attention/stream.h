@@ -108,7 +108,31 @@ struct StreamGroup {
   C *o = nullptr, *scores = nullptr, *state = nullptr;  // state: m then l, one vector each
   typename P::Unit* p = nullptr;
   C alpha[8] = {};
+
+  // As many of the rows [begin, end) as go together.
+  void take(int64_t begin, int64_t end) {
+    const int64_t left = end - begin;
+    row = begin;
+    mr = P::W == 16 && left >= 7 ? 8 : left >= 3 ? 4 : int(left);
+    rows = std::min<int64_t>(left, mr);
+  }
 };
+
+// f(the group's mr as a constant)
+template <class P, class F>
+void by_mr(const StreamGroup<P>& g, F&& f) {
+  if constexpr (P::W == 16)
+    if (g.mr == 8) return f(std::integral_constant<int, 8>());
+  if (g.mr == 4) return f(std::integral_constant<int, 4>());
+  if (g.mr == 2) return f(std::integral_constant<int, 2>());
+  f(std::integral_constant<int, 1>());
+}
+
+// A row's elements up to a whole chunk.
+template <class P>
+int64_t padded(int64_t dim) {
+  return (dim + P::kChunk - 1) / P::kChunk * P::kChunk;
+}
 
 // Online softmax of one tile: masked scores to units of probability relative to the running
 // maximum. m and l are vectors whose lane i belongs to row i % MR; l is summed over lanes at the end.
@@ -178,37 +202,20 @@ class StreamTask {
   }
 
  private:
-  template <int N>
-  using Int = std::integral_constant<int, N>;
-
-  template <class F>
-  static void by_mr(const StreamGroup<P>& g, F&& f) {
-    if constexpr (W == 16)
-      if (g.mr == 8) return f(Int<8>());
-    if (g.mr == 4) return f(Int<4>());
-    if (g.mr == 2) return f(Int<2>());
-    f(Int<1>());
-  }
-
   Reader reader(const StreamGroup<P>& g) const {
     return groups_ == 1 ? Reader::only : g.row == task_.row_begin ? Reader::first : Reader::later;
   }
 
-  static int64_t padded(int64_t dim) { return (dim + P::kChunk - 1) / P::kChunk * P::kChunk; }
-
   void carve(Carver& c, T*& k_stage, T*& v_stage, C*& row_buffer) {
     k_stage = c.take<T>(p_.k.dim == 1 ? 0 : kTileKeys * p_.head_dim);
     v_stage = c.take<T>(p_.v.dim == 1 ? 0 : kTileKeys * p_.v_dim);
-    row_buffer = c.take<C>(padded(p_.v_dim));
+    row_buffer = c.take<C>(padded<P>(p_.v_dim));
     groups_ = 0;
     for (int64_t row = task_.row_begin; row < task_.row_end;) {
       StreamGroup<P>& g = group_[groups_++];
-      const int64_t left = task_.row_end - row;
-      g.row = row;
-      g.mr = W == 16 && left >= 7 ? 8 : left >= 3 ? 4 : int(left);
-      g.rows = std::min<int64_t>(left, g.mr);
-      g.q = c.take<typename P::Element>(padded(p_.head_dim) * g.mr);
-      g.o = c.take<C>(padded(p_.v_dim) * g.mr);
+      g.take(row, task_.row_end);
+      g.q = c.take<typename P::Element>(padded<P>(p_.head_dim) * g.mr);
+      g.o = c.take<C>(padded<P>(p_.v_dim) * g.mr);
       g.scores = c.take<C>((kTileKeys + W) * g.mr);
       g.p = c.take<typename P::Unit>((kTileKeys + W) * g.mr);
       g.state = c.take<C>(2 * W);
@@ -222,7 +229,7 @@ class StreamTask {
       const int64_t row = g.row + std::min<int64_t>(m, g.rows - 1);
       place_query<P, T, MR>(rows_.at(p_.q, row), p_.q.dim, p_.head_dim, m, g.q);
     }
-    std::fill(g.o, g.o + padded(p_.v_dim) * MR, C(0));
+    std::fill(g.o, g.o + padded<P>(p_.v_dim) * MR, C(0));
     V::set1(kNegInf<C>).store(g.state);
     V::zero().store(g.state + W);
   }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from effops import ops, reference
 from effops.reference import bounds
+from effops.reference.eviction_bounds import accumulate_mass_bound
 from effops.reference.gradient_bounds import attention_gradient_bound
 from effops.reference.moe_bounds import (
     fused_experts_bound,
@@ -227,6 +228,18 @@ def _other_attention_cases(dtype: torch.dtype) -> Iterator[Case]:
         got = ops.cascade_attention(q, levels, return_lse=True, **options)
         return _worst(bounds.cascade_attention_bound(q, levels, **options), got)
 
+    def mass(tokens: int) -> float:
+        draw = _Draw(tokens, dtype)
+        q, k = draw(2, tokens, 6, 48), draw.cache(2, 150, 2, 48)
+        options: dict[str, Any] = {"causal": True, "kv_lens": _int32(150, 90)}
+        _, lse = ops.attention(q, k, k, return_lse=True, **options)
+        held = torch.ones(2, 2, 150, dtype=lse.dtype)
+        bound = accumulate_mass_bound(held, q, k, lse, **options)
+        ops.accumulate_mass(held, q, k, lse, **options)
+        return bound.worst(held)
+
+    for tokens in (1, 5, 70):
+        yield Case("accumulate_mass", f"{tokens} tokens over 150 and 90 keys", partial(mass, tokens))
     for page in (5, 16, 64):
         yield Case("paged_attention", f"pages of {page}, the bits of the dense op", partial(paged, page))
     for nodes in (1, 6, 70):
@@ -291,6 +304,21 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         tokens = [f(q, expected, channels, 40, **options) for f in (ops.label_topk, reference.label_topk)]
         return max(_equal(got, expected), _equal(*tokens))
 
+    def evict() -> float:
+        """Bits of the reference: masses of few values, so that many are equal."""
+        draw = _Draw(13, dtype)
+        held = [draw.cache(2, 40, 2, 33), draw.cache(2, 40, 2, 17)]
+        kept = torch.float64 if dtype == torch.float64 else torch.float32
+        held.append(torch.randint(0, 5, (2, 2, 40), generator=draw.generator).to(kept))
+        order = [torch.randperm(40, generator=draw.generator) for _ in range(4)]
+        held.append(torch.stack(order).int().view(2, 2, 40))
+        expected = [x.clone() for x in held]
+        k, v, new = draw(2, 3, 2, 33), draw(2, 3, 2, 17), _int32(40, 41, 42, -1, 40, 41).view(2, 3)
+        ops.append_evicting(held[0], held[1], k, v, held[2], held[3], new, recent=5, num_sinks=2)
+        reference.append_evicting(expected[0], expected[1], k, v, expected[2], expected[3], new, recent=5, num_sinks=2)
+        return max(_equal(a, b) for a, b in zip(held, expected, strict=True))
+
+    yield Case("append_evicting", "40 slots, many equal masses, one token skipped", evict)
     for bits in (0, 4, 8):
         yield Case("label_topk", f"labels of {bits} bits" if bits else "labels that are numbers", partial(labels, bits))
     yield Case("append_kv", "slots out of order, one skipped", append)

@@ -4,6 +4,7 @@ from effops.ops.attention import attention, merge_states, varlen_attention
 from effops.ops.cache import append_kv, commit_kv, paged_attention, sparse_attention, tree_attention
 from effops.ops.cascade import KVLevel, cascade_attention
 from effops.ops.decoder import decoder, decoder_layer
+from effops.ops.eviction import accumulate_mass, append_evicting
 from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.labels import append_labels, label_topk
@@ -35,6 +36,8 @@ __all__ = [
     "KVLevel",
     "PackedExperts",
     "PackedWeight",
+    "accumulate_mass",
+    "append_evicting",
     "append_kv",
     "append_labels",
     "attention",

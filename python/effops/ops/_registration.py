@@ -116,6 +116,16 @@ def _cascade_attention_fake(q: Tensor, k: list[Tensor], v: list[Tensor], *_: Any
     return _attention_fake(q, k[0], v[0])
 
 
+@_fake("accumulate_mass")
+def _accumulate_mass_fake(mass: Tensor, q: Tensor, k: Tensor, lse: Tensor, **_: Any) -> None:
+    return None
+
+
+@_fake("append_evicting")
+def _append_evicting_fake(k_cache: Tensor, *_: Tensor, **__: Any) -> None:
+    return None
+
+
 @_fake("append_labels")
 def _append_labels_fake(labels: Tensor, k: Tensor, slots: Tensor, channels: Tensor, **_: Any) -> None:
     return None
@@ -379,11 +389,11 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "append_kv", "append_labels", "attention_backward", "cascade_attention", "commit_kv", "decoder", "decoder_layer",
-    "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "moe_sort", "pack_ancestors", "packed_linear",
-    "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
-    "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection",
-    "verify_typical",
+    "accumulate_mass", "append_evicting", "append_kv", "append_labels", "attention_backward", "cascade_attention",
+    "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "moe_sort",
+    "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
+    "sampling_probs", "silu_mul", "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy",
+    "verify_rejection", "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -393,5 +403,14 @@ for _name, _kernel in MOE_AUTOGRAD.items():
     _library.impl(_name, _kernel, "Autograd")
 for _name in WITHOUT_GRADIENT:
     _library.impl(_name, _refusal(_name), "Autograd")
-for _name in ("append_kv", "append_labels", "commit_kv", "decoder", "decoder_layer", "rotary_append"):
+for _name in (
+    "accumulate_mass",
+    "append_evicting",
+    "append_kv",
+    "append_labels",
+    "commit_kv",
+    "decoder",
+    "decoder_layer",
+    "rotary_append",
+):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

@@ -19,6 +19,7 @@ from effops.reference.cache import (
     tree_mask,
 )
 from effops.reference.cascade import cascade_attention
+from effops.reference.eviction import accumulate_mass, append_evicting
 from effops.reference.labels import append_labels, label_scores, label_topk
 from effops.reference.layer import (
     decoder,
@@ -49,7 +50,9 @@ from effops.reference.sampling import sample, sampling_probs
 from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
 
 __all__ = [
+    "accumulate_mass",
     "allowed_keys",
+    "append_evicting",
     "append_kv",
     "append_labels",
     "attention",

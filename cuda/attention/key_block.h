@@ -1,7 +1,6 @@
 // Which keys a thread block owns, and which rows of their sequence see any of them: TileList the other way round.
 #pragma once
 
-#include "attention/backward_params.h"
 #include "attention/row_block.h"
 
 namespace effops::device {
@@ -69,27 +68,28 @@ __device__ inline KeyBlock key_block_of(const AttentionParams& a, int64_t b, int
   return k;
 }
 
-// This thread block's keys; blockIdx: key block over all sequences, KV head. Null: there are none.
-__device__ inline const KeyBlock* own_key_block(const BackwardParams& p, int block) {
+// This thread block's keys; blockIdx: key block over all sequences (`key_blocks` of each where keys are not ragged), KV
+// head. Null: there are none.
+__device__ inline const KeyBlock* own_key_block(const AttentionParams& a, int key_blocks, int block) {
   KeyBlock* k = reinterpret_cast<KeyBlock*>(shared_memory());
   if (threadIdx.x == 0) {
     int index;
     int64_t b;
-    if (p.a.p.cu_k) {
-      b = find_key_block(p.a, blockIdx.x, block, index);
+    if (a.p.cu_k) {
+      b = find_key_block(a, blockIdx.x, block, index);
     } else {
-      b = blockIdx.x / p.key_blocks;
-      index = blockIdx.x % p.key_blocks;
+      b = blockIdx.x / key_blocks;
+      index = blockIdx.x % key_blocks;
     }
-    *k = key_block_of(p.a, b, blockIdx.y, index, block);
+    *k = key_block_of(a, b, blockIdx.y, index, block);
   }
   __syncthreads();
   return k->count > 0 ? k : nullptr;
 }
 
 // Where keys are ragged, an upper bound of the key blocks of all sequences.
-inline int64_t key_blocks_in_all(const BackwardParams& p, int block) {
-  return p.a.p.cu_k ? p.a.limits.k_rows / block + p.a.p.batch : p.a.p.batch * p.key_blocks;
+inline int64_t key_blocks_in_all(const AttentionParams& a, int key_blocks, int block) {
+  return a.p.cu_k ? a.limits.k_rows / block + a.p.batch : a.p.batch * key_blocks;
 }
 
 }  // namespace effops::device
