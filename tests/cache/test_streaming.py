@@ -46,6 +46,8 @@ def masked(model: Llama, whole: Tensor, full_heads: Tensor, window: int, num_sin
     """The logits under the streaming mask over all keys, without a cache."""
 
     class Layer:
+        needs_queries = False
+
         def __init__(self, heads: Tensor) -> None:
             self.windows = torch.full((KV_HEADS,), window, dtype=torch.int32).masked_fill(heads, 0)
 

@@ -1,9 +1,11 @@
-"""KV caches: the interface a decoder uses; dense, paged, labelled, streaming and prefix-sharing caches."""
+"""KV caches: the interface a decoder uses; dense, paged, labelled, streaming, prefix-sharing and evicting caches."""
 
 from __future__ import annotations
 
 from effops.cache.base import AcceptedNodes, KVCache, LayerCache, Step, TreeNodes
 from effops.cache.dense import DenseKVCache, DenseLayer
+from effops.cache.evicting_layer import HeavyHitterLayer
+from effops.cache.heavy_hitter import HeavyHitterKVCache
 from effops.cache.labelled import LabelChannels, LabelledKVCache, LabelledLayer, calibrate_channels
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
 from effops.cache.prefix_tree import PrefixStep, PrefixTreeKVCache, PrefixTreeLayer
@@ -14,6 +16,8 @@ __all__ = [
     "DenseKVCache",
     "DenseLayer",
     "DuoKVCache",
+    "HeavyHitterKVCache",
+    "HeavyHitterLayer",
     "KVCache",
     "LabelChannels",
     "LabelledKVCache",

@@ -56,6 +56,11 @@ class AcceptedNodes(Protocol):
 class LayerCache(Protocol):
     """The keys and values of one layer."""
 
+    @property
+    def needs_queries(self) -> bool:
+        """Whether ``attend`` must see the queries of all of a step's tokens, though few outputs are wanted."""
+        ...
+
     def append(self, k: Tensor, v: Tensor, step: Step) -> None:
         """Writes k [B,T,G,D], v [B,T,G,Dv] at the step's slots."""
 

@@ -19,6 +19,8 @@ class DenseLayer:
 
     __slots__ = ("k", "v")
 
+    needs_queries = False
+
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 

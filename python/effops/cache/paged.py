@@ -51,6 +51,8 @@ class PagedLayer:
 
     __slots__ = ("k", "v")
 
+    needs_queries = False
+
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
 

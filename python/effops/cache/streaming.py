@@ -41,6 +41,8 @@ class StreamingLayer:
 
     __slots__ = ("_cache", "_fresh", "_windows", "full", "k", "page_table", "v")
 
+    needs_queries = False
+
     def __init__(self, cache: StreamingKVCache, full: Tensor, k: Tensor, v: Tensor, table: Tensor) -> None:
         self._cache, self.full, self.page_table = cache, full, table
         heads = full.shape[0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from effops import ops
 from effops.cache import (
     DenseKVCache,
+    HeavyHitterKVCache,
     KVCache,
     LabelledKVCache,
     LayerCache,
@@ -137,6 +138,15 @@ class Llama(nn.Module):
         """An empty cache of sinks and recent tokens, and of all tokens for ``full_heads``; ``options`` are those of
         :class:`effops.cache.StreamingKVCache`."""
         return self._new(StreamingKVCache, batch_size, capacity, rotary=self.rotary, **options)
+
+    def new_heavy_hitter_cache(self, batch_size: int, capacity: int, **options: Any) -> HeavyHitterKVCache:
+        """An empty cache that keeps few entries of a sequence of up to ``capacity`` tokens; ``options`` are those of
+        :class:`effops.cache.HeavyHitterKVCache`. ValueError where a layer's window is below the capacity."""
+        windows = [window for window in self.config.windows if window and window < capacity]
+        if windows:
+            least = f"at most the layers' window of {min(windows)}"
+            raise ValueError(f"new_heavy_hitter_cache: capacity: expected {least}, got {capacity}")
+        return self._new(HeavyHitterKVCache, batch_size, capacity, **options)
 
     def forward(
         self,

@@ -94,10 +94,14 @@ class Attention(nn.Module):
             q, k = functional.rotary(q, *rope), functional.rotary(k, *rope)
             if cache is not None and step is not None:
                 cache.append(k, v, step)
-        if keep is not None and keep < tokens and (step is None or step.tree is None):
-            q = q[:, tokens - keep :]
+        first = 0 if keep is None or keep >= tokens or (step is not None and step.tree is not None) else tokens - keep
+        whole = cache is not None and cache.needs_queries
+        if first and not whole:
+            q = q[:, first:]
         if cache is None or step is None:
             out = ops.attention(q, k, v, causal=True, window=self.window)
         else:
             out = cache.attend(q, step, window=self.window)
+            if first and whole:
+                out = out[:, first:]
         return own["o_proj"].forward(out.flatten(2), residual)

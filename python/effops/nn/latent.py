@@ -86,11 +86,15 @@ class LatentAttention(nn.Module):
         k = torch.cat([k_rope.expand(-1, -1, self.num_heads, -1), k_nope], -1)
         if cache is not None and step is not None:
             cache.append(k, v, step)
-        if keep is not None and keep < tokens and (step is None or step.tree is None):
-            q = q[:, tokens - keep :]
+        first = 0 if keep is None or keep >= tokens or (step is not None and step.tree is not None) else tokens - keep
+        whole = cache is not None and cache.needs_queries
+        if first and not whole:
+            q = q[:, first:]
         if cache is None or step is None:
             out = ops.attention(q, k, v, causal=True, scale=self.scale)
             assert isinstance(out, Tensor)
         else:
             out = cache.attend(q, step, scale=self.scale)
+            if first and whole:
+                out = out[:, first:]
         return self.o_proj.forward(out.flatten(2), residual)
