@@ -68,6 +68,12 @@ def test_cache_writes_over_2_to_the_31_elements(dim):
         expected = torch.zeros(cache.shape, dtype=cache.dtype)
         expected[0, 0], expected[0, 2], expected[1, 2], expected[1, 1] = new[0, 0], new[0, 1], new[1, 0], new[1, 1]
         assert same_bits(cache, expected)
+    positions = int32(7, 5, -1, 5, 6, 7, *range(6)).view(2, 2, 3)  # free, and of equal masses the oldest
+    ops.append_evicting(
+        *caches, k[:, :1], v[:, :1], torch.zeros(2, 2, 3), positions, int32(9, 9)[:, None], recent=1, num_sinks=0
+    )
+    for cache, new in zip(caches, (k, v), strict=True):
+        assert same_bits(cache[[0, 0, 1, 1], [2, 0, 0, 0], [0, 1, 0, 1]], new[:, 0].flatten(0, 1))
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
@@ -85,6 +91,10 @@ def test_pages_over_2_to_the_31_elements(tokens, dim):
         lists = int32(0, 19, 12, 9, 3, -1).view(1, 2, 3)
         few = [ops.sparse_attention(q, *x, lists, kv_lens=lens, page_table=table) for x in (placed, (k, v))]
         assert same_bits(*few)
+    masses = [torch.zeros(1, 2, 20) for _ in range(2)]
+    for mass, (keys, _) in zip(masses, (placed, (k, v)), strict=True):
+        ops.accumulate_mass(mass, q, keys, torch.zeros(1, tokens, 4), kv_lens=lens, page_table=table)
+    assert masses[0].gt(0).all() and same_bits(*masses)
     nodes = int32(0, 2, 5)[None]
     for caches in (placed, (k, v)):
         ops.append_kv(*caches, q[:, :1, :2], q[:, :1, 2:], int32(12)[None], page_table=table)
