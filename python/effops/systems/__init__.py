@@ -1,0 +1,1 @@
+"""Published systems built from the rooms of this package, each an experiment that repeats its paper's claim in small."""

@@ -1,0 +1,113 @@
+"""Tokens that systems are measured on and calibrated with."""
+
+from __future__ import annotations
+
+import random
+import string
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from effops.models import Tokenizer
+from effops.models.shipped import heldout_files
+
+
+def held_out(tokenizer: Tokenizer, tokens: int) -> Tensor:
+    """The first tokens of each shipped held-out file that has so many, int64 ``[files, tokens]``."""
+    texts = [tokenizer.encode(path.read_text(encoding="utf-8"))[:tokens] for path in heldout_files()]
+    return torch.tensor([ids for ids in texts if len(ids) == tokens])
+
+
+def training_like(tokenizer: Tokenizer, blocks: int, tokens: int) -> Tensor:
+    """Blocks from modules of this interpreter's standard library, which the shipped model learned a version of; none
+    is held out. int64 ``[blocks, tokens]``, each from the middle of another file.
+
+    Raises:
+        ValueError: the library's sources are not there, or are too few.
+    """
+    kept_out = {path.name.removesuffix(".txt") for path in heldout_files()}
+    folder = Path(sysconfig.get_path("stdlib"))
+    found: list[list[int]] = []
+    for path in sorted(folder.glob("*.py")):
+        if path.name in kept_out or len(found) == blocks:
+            continue
+        text = path.read_text(encoding="utf-8")
+        ids = tokenizer.encode(text[len(text) // 4 : len(text) // 4 + 16 * tokens])[:tokens]
+        if len(ids) == tokens:
+            found.append(ids)
+    if len(found) < blocks:
+        raise ValueError(f"training_like: {folder}: expected sources for {blocks} blocks, got {len(found)}")
+    return torch.tensor(found)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Keys with values that stand somewhere in a context, one of them asked for at its end: ``prompts`` int64
+    ``[N, T]`` end with the key, ``answers`` int64 ``[N, A]`` are the value's tokens."""
+
+    prompts: Tensor
+    answers: Tensor
+
+
+def recall_in_code(tokenizer: Tokenizer, samples: int, context: int, pairs: int = 4) -> Recall:
+    """Assignments of a random number to a random name at varying depth in held-out code; one of them is repeated up to
+    its value. Prompts are ``context`` tokens; all values have as many tokens."""
+    rng = random.Random(0)
+    start = tokenizer.encode("")  # what the tokenizer puts before a text
+    code = [tokenizer.encode(path.read_text(encoding="utf-8"))[len(start) :] for path in heldout_files()]
+    code = [ids for ids in code if len(ids) >= context]
+
+    def pair() -> tuple[list[int], list[int], list[int]]:
+        """A line, its tokens up to the value, the value's."""
+        name, value = "".join(rng.choices(string.ascii_lowercase, k=8)), rng.randrange(1000, 10000)
+        asked, line, whole = (
+            tokenizer.encode(f"\n{name} ={end}")[len(start) :] for end in ("", f" {value}\n", f" {value}")
+        )
+        shared = next(i for i, token in enumerate([*asked, -1]) if token != whole[i])
+        return line, whole[:shared], whole[shared:]
+
+    length = len(pair()[2])
+    prompts, answers = [], []
+    for i in range(samples):
+        drawn: list[tuple[list[int], list[int], list[int]]] = []
+        while len(drawn) < pairs:
+            one = pair()
+            drawn += [one] if len(one[2]) == length else []
+        _, asked, answer = drawn[0]
+        room = context - sum(len(line) for line, _, _ in drawn) - len(asked) - len(start)
+        filler = rng.choice(code)[:room]
+        places = [int((i + 0.5) / samples * room)] + [rng.randrange(room) for _ in drawn[1:]]
+        for place, (line, _, _) in sorted(zip(places, drawn, strict=True), key=lambda x: -x[0]):
+            filler[place:place] = line
+        prompts.append([*start, *filler, *asked])
+        answers.append(answer)
+    return Recall(torch.tensor(prompts), torch.tensor(answers))
+
+
+def recall_of_tokens(vocabulary: int, samples: int, context: int, pairs: int = 8, length: int = 4) -> Recall:
+    """The same of plain tokens, for a model without a tokenizer: fillers are of the lower half of the vocabulary, every
+    key and the ``length`` tokens of its value of the upper half, each used once a sample. The first token is a filler.
+
+    Raises:
+        ValueError: the vocabulary or the context is too small for so many pairs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = vocabulary // 2
+    prompts = torch.randint(0, half, (samples, context), generator=generator)
+    answers = torch.empty(samples, length, dtype=torch.int64)
+    if pairs * (length + 1) > vocabulary - half or pairs * (length + 1) + 2 > context:
+        raise ValueError(f"recall_of_tokens: pairs: expected fewer, got {pairs} of {length + 1} tokens")
+    for i in range(samples):
+        used = half + torch.randperm(vocabulary - half, generator=generator)[: pairs * (length + 1)]
+        stretches = used.view(pairs, length + 1)
+        # Pair p stands in the p-th part of the context; the one that is asked for goes through all depths.
+        part = (context - 2) // pairs
+        for p in range(pairs):
+            at = p * part + int(torch.randint(1, part - length + 1, (), generator=generator))
+            prompts[i, at : at + length + 1] = stretches[p]
+        asked = i * pairs // samples
+        prompts[i, -1], answers[i] = stretches[asked, 0], stretches[asked, 1:]
+    return Recall(prompts, answers)
