@@ -1,0 +1,74 @@
+"""A run of systems from their names to a terminal and files."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from effops.bench import record
+from effops.models import Llama, Tokenizer, load
+from effops.models.checkpoint import written_atomically
+from effops.models.shipped import model_dir
+from effops.systems.catalogue import Entry
+from effops.systems.report import Report
+from effops.systems.show import print_report, write_plot
+
+
+@dataclass
+class Run:
+    """What a system's ``run`` is given: a model, its tokenizer, and whom to tell how far it is."""
+
+    model: Llama
+    tokenizer: Tokenizer
+    name: str
+    retrain: bool = False
+    bar: Progress | None = None
+
+    def progress(self, doing: str, done: int = 0, total: int | None = None) -> None:
+        """``doing`` is under way, ``done`` of ``total`` parts of it complete."""
+        if self.bar is None:
+            return
+        if self.bar.console.is_terminal:
+            if not self.bar.tasks:
+                self.bar.add_task("")
+            self.bar.update(self.bar.tasks[0].id, description=doing, completed=done, total=total)
+        elif done == 0:  # where nothing is redrawn, a log shows what is going on
+            print(doing, flush=True)
+
+
+def run(entries: Sequence[Entry], arguments: argparse.Namespace) -> int:
+    """Runs, prints and writes; 1 if a check failed. A claim that did not show is a result, not a failure."""
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    reports: list[Report] = []
+    with Progress(*columns, console=console, transient=True) as bar:
+        model, tokenizer = load(arguments.model or model_dir(), dtype=torch.float32)
+        name = str(arguments.model or "code-7m (shipped)")
+        for entry in entries:
+            setting = Run(model, tokenizer, name, arguments.retrain, bar)
+            module = importlib.import_module(f"effops.systems.{entry.id}")
+            reports.append(module.run(setting))
+            print_report(console, entry, reports[-1])
+    result: dict[str, Any] = {
+        **record.context(record.command()),
+        "reports": [report.as_json() for report in reports],
+    }
+    if arguments.json:
+        _write(arguments.json, json.dumps(result, indent=1) + "\n")
+    if arguments.plot:
+        write_plot(arguments.plot, reports)
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def _write(path: Path, text: str) -> None:
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
