@@ -68,3 +68,21 @@ def test_held_out_text_has_whole_rows(tokenizer):
     assert len(rows) >= 16 and rows.shape[1] == 2048
     first = next(p for p in shipped.heldout_files() if len(tokenizer.encode(p.read_text())) >= 2048)
     assert first.read_text().startswith(tokenizer.decode(rows[0].tolist())[:1000])
+
+
+def test_passkeys_are_asked_for_in_the_end(tokenizer):
+    filler = texts.training_like(tokenizer, 1, 600)[0]
+    (row,), (supervised,) = texts.passkeys(tokenizer, filler, 500, seed=3, pairs=3)
+    assert len(row) == len(supervised) == 496
+    text = tokenizer.decode(row.tolist())
+    keys = re.findall(r'\npasskey_(\w+) = "([a-z ]+)"\n', text)
+    assert [name for name, _ in keys] == 2 * ["first", "second", "third"] and keys[:3] == keys[3:]
+    assert all(len(key.split()) == 8 for _, key in keys)
+    said = tokenizer.decode(row[supervised].tolist())
+    assert said == "".join(f' "{key}"\n' for _, key in keys[3:])
+    assert not supervised[: -len(tokenizer.encode(text[text.index("passkey_third") :]))].any()
+    other = texts.passkeys(tokenizer, filler, 500, seed=4, pairs=3)[0]
+    assert not other.equal(row[None])
+    for context, length, pairs in ((100, 600, 4), (700, 300, 4), (900, 600, 11)):
+        with pytest.raises(ValueError, match=r"passkeys: context: expected room for \d+ keys"):
+            texts.passkeys(tokenizer, filler[:length], context, seed=0, pairs=pairs)

@@ -14,6 +14,13 @@ from torch import Tensor
 from effops.models import Tokenizer
 from effops.models.shipped import heldout_files
 
+SPELLING = (
+    "alfa", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett", "kilo", "lima", "mike",
+    "november", "oscar", "papa", "quebec", "romeo", "sierra", "tango", "uniform", "victor", "whiskey", "xray", "yankee",
+    "zulu",
+)  # fmt: skip
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
 
 def held_out(tokenizer: Tokenizer, tokens: int) -> Tensor:
     """The first tokens of each shipped held-out file that has so many, int64 ``[files, tokens]``."""
@@ -111,3 +118,45 @@ def recall_of_tokens(vocabulary: int, samples: int, context: int, pairs: int = 8
         asked = i * pairs // samples
         prompts[i, -1], answers[i] = stretches[asked, 0], stretches[asked, 1:]
     return Recall(prompts, answers)
+
+
+def passkeys(
+    tokenizer: Tokenizer, filler: Tensor, context: int, *, seed: int, pairs: int = 4, words: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Passkeys of random words assigned at sorted random depths of a filler, and all of them assigned again at its end.
+
+    DuoAttention's training data (arXiv 2410.10819, section 2.2) with fewer and shorter keys.
+
+    Args:
+        filler: int64 ``[n]``, the text around them; its first tokens are taken.
+        context: tokens in all, rounded down to a multiple of 16.
+
+    Returns:
+        tokens int64 ``[1, T]`` and which of them are a repeated value, bool ``[1, T]``.
+
+    Raises:
+        ValueError: the context has no room for them, or the filler is too short for it.
+    """
+    rng = random.Random(seed)
+    start = tokenizer.encode("")
+
+    def bare(text: str) -> list[int]:
+        return tokenizer.encode(text)[len(start) :]
+
+    keys = [" ".join(rng.choices(SPELLING, k=words)) for _ in range(pairs)]
+    lines = [bare(f'\npasskey_{name} = "{key}"\n') for name, key in zip(ORDINALS, keys, strict=False)]
+    asked = [bare(f"\npasskey_{name} =") for name, _ in zip(ORDINALS, keys, strict=False)]
+    room = context // 16 * 16 - len(start) - 2 * sum(map(len, lines))
+    if not 0 < room <= len(filler) or pairs > len(ORDINALS):
+        raise ValueError(
+            f"passkeys: context: expected room for {pairs} keys (at most {len(ORDINALS)}) twice and {room} tokens of "
+            f"filler, got {context} and {len(filler)}"
+        )
+    code = filler[:room].tolist()
+    for place, line in sorted(zip(sorted(rng.uniform(0.05, 0.95) for _ in keys), lines, strict=True), reverse=True):
+        code[int(place * room) : int(place * room)] = line
+    tokens, supervised = [*start, *code], [False] * (len(start) + len(code))
+    for line, question in zip(lines, asked, strict=True):
+        tokens += line
+        supervised += [False] * len(question) + [True] * (len(line) - len(question))
+    return torch.tensor([tokens]), torch.tensor([supervised])
