@@ -1,4 +1,5 @@
-"""KV caches: the interface a decoder uses; dense, paged, labelled, streaming, prefix-sharing and evicting caches."""
+"""KV caches: the interface a decoder uses; dense, paged, labelled, offloaded, streaming,
+prefix-sharing and evicting caches."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from effops.cache.dense import DenseKVCache, DenseLayer
 from effops.cache.evicting_layer import HeavyHitterLayer
 from effops.cache.heavy_hitter import HeavyHitterKVCache
 from effops.cache.labelled import LabelChannels, LabelledKVCache, LabelledLayer, calibrate_channels
+from effops.cache.offloaded import OffloadedKVCache, OffloadedLayer, Traffic
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
 from effops.cache.prefix_tree import PrefixStep, PrefixTreeKVCache, PrefixTreeLayer
 from effops.cache.streaming import DuoKVCache, StreamingKVCache, StreamingLayer, StreamingStep
@@ -23,6 +25,8 @@ __all__ = [
     "LabelledKVCache",
     "LabelledLayer",
     "LayerCache",
+    "OffloadedKVCache",
+    "OffloadedLayer",
     "OutOfPagesError",
     "PageAllocator",
     "PagedKVCache",
@@ -34,6 +38,7 @@ __all__ = [
     "StreamingKVCache",
     "StreamingLayer",
     "StreamingStep",
+    "Traffic",
     "TreeNodes",
     "calibrate_channels",
 ]

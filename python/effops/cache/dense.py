@@ -64,12 +64,16 @@ class DenseKVCache(Lengths):
     ) -> None:
         shape = (num_layers, batch_size, num_kv_heads, capacity)
         with torch.inference_mode(False):  # usable both inside and outside of inference mode
-            self._k = cache_memory(*shape, head_dim, dtype=dtype, device=device)
-            self._v = cache_memory(*shape, v_head_dim or head_dim, dtype=dtype, device=device)
-        super().__init__(batch_size, capacity, self._k.device)
+            self._k = self._memory("k", *shape, head_dim, dtype=dtype, device=device)
+            self._v = self._memory("v", *shape, v_head_dim or head_dim, dtype=dtype, device=device)
+        super().__init__(batch_size, capacity, torch.device(device))
         self.k, self.v = self._k.transpose(2, 3), self._v.transpose(2, 3)
         self._as_one_batch = [x.flatten(0, 1).transpose(1, 2) for x in (self._k, self._v)]
         self.layers = [DenseLayer(k.transpose(1, 2), v.transpose(1, 2)) for k, v in zip(self._k, self._v, strict=True)]
+
+    def _memory(self, name: str, *shape: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """Where keys ("k") or values ("v") lie."""
+        return cache_memory(*shape, dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:

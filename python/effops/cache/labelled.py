@@ -158,6 +158,9 @@ class LabelledLayer(DenseLayer):
             q, self.labels, self.channels, self.budget, kv_lens=step.kv_lens, num_sinks=self.num_sinks,
             window=self.window, **self._options,
         )  # fmt: skip
+        return self._attend_listed(q, indices, step, **options)
+
+    def _attend_listed(self, q: Tensor, indices: Tensor, step: Step, **options: Any) -> Tensor:
         out = ops.sparse_attention(q, self.k, self.v, indices, kv_lens=step.kv_lens, **options)
         assert isinstance(out, Tensor)
         return out
@@ -211,12 +214,15 @@ class LabelledKVCache(DenseKVCache):
                 dtype=torch.int32 if bits else torch.float32 if dtype == torch.float64 else dtype, device=device,
             )  # fmt: skip
         self.layers = [
-            LabelledLayer(
-                layer.k, layer.v, labels.permute(0, 3, 1, 2), channels.first(i, num_channels, bits), bits,
+            self._layer(
+                i, layer.k, layer.v, labels.permute(0, 3, 1, 2), channels.first(i, num_channels, bits), bits,
                 0 if i < dense_layers else budget, num_sinks, window,
             )
             for i, (layer, labels) in enumerate(zip(self.layers, self._labels, strict=True))
         ]  # fmt: skip
+
+    def _layer(self, index: int, *parts: Any) -> LabelledLayer:
+        return LabelledLayer(*parts)
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from effops.cache import (
     KVCache,
     LabelledKVCache,
     LayerCache,
+    OffloadedKVCache,
     PagedKVCache,
     PrefixTreeKVCache,
     Step,
@@ -126,6 +127,11 @@ class Llama(nn.Module):
         """An empty cache whose decode steps attend to few tokens; ``options`` are those of
         :class:`effops.cache.LabelledKVCache`, ``channels`` what :func:`effops.cache.calibrate_channels` found."""
         return self._new(LabelledKVCache, batch_size, capacity, **options)
+
+    def new_offloaded_cache(self, batch_size: int, capacity: int, **options: Any) -> OffloadedKVCache:
+        """An empty labelled cache over a file in ``directory``; the other options are those of
+        :meth:`new_labelled_cache`."""
+        return self._new(OffloadedKVCache, batch_size, capacity, **options)
 
     def new_prefix_cache(
         self, batch_size: int, num_pages: int, page_size: int = 16, **options: Any
