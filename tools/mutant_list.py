@@ -691,15 +691,15 @@ MUTANTS = (
     Mutant(
         "evicts-the-newest-of-equals",
         EVICT,
-        "positions_[j] < positions_[best]",
-        "positions_[j] > positions_[best]",
+        "oldest = std::min(oldest, may ? positions_[j] : INT32_MAX);",
+        "if (may) oldest = positions_[j];",
         "entries of equal masses",
     ),
     Mutant(
         "evicts-recent-tokens",
         "csrc/common/evict.h",
-        "position <= new_position - recent;",
-        "position < new_position;",
+        "max_of<int64_t>(new_position - recent, -1)",
+        "max_of<int64_t>(new_position - 1, -1)",
         "a recent entry of little mass",
     ),
     Mutant(

@@ -1,5 +1,7 @@
 #include "common/evict.h"
 
+#include <algorithm>
+#include <bit>
 #include <limits>
 #include <sstream>
 #include <stdexcept>
@@ -21,49 +23,75 @@ T* row_of(const RowView& x, int64_t b, int64_t g) {
   return reinterpret_cast<T*>(x.data) + offset_of(x, b, 0, g);
 }
 
+// Masses as integers in the same order, so that loops over them are those of integers, which compilers turn into
+// vectors.
+int32_t order_of(float mass) {
+  const auto bits = std::bit_cast<int32_t>(mass + 0.0f);  // both zeros are one
+  return bits ^ (bits >> 31 & INT32_MAX);
+}
+int64_t order_of(double mass) {
+  const auto bits = std::bit_cast<int64_t>(mass + 0.0);
+  return bits ^ (bits >> 63 & INT64_MAX);
+}
+
 // The entries of a KV head as they change from token to token, in memory of the plan's own.
 template <class M>
 class Entries {
+  using Order = decltype(order_of(M()));
+  static constexpr Order kNever = std::numeric_limits<Order>::max();  // above infinity
+
  public:
   Entries(const EvictProblem& p, int64_t b, int64_t g) : p_(p) {
     const auto carve = [&](Carver c) {
-      mass_ = c.take<M>(p.slots);
+      order_ = c.take<Order>(p.slots);
       positions_ = c.take<int32_t>(p.slots);
       return c.used();
     };
     const size_t bytes = carve(Carver());
     carve(Carver(thread_scratch(Scratch::task, bytes)));
-    const M* mass = row_of<M>(p.mass, b, g);
-    const int32_t* positions = row_of<int32_t>(p.positions, b, g);
-    for (int64_t j = 0; j < p.slots; ++j) {
-      mass_[j] = rank_of(mass[j * p.mass.token], std::numeric_limits<M>::infinity());
-      positions_[j] = positions[j * p.positions.token];
-    }
+    load(row_of<M>(p.mass, b, g), p.mass.token, row_of<int32_t>(p.positions, b, g), p.positions.token);
   }
 
   int32_t take(int64_t new_position) {
     while (free_ < p_.slots && positions_[free_] >= 0) ++free_;
-    const int64_t slot = free_ < p_.slots ? free_ : first_to_go(new_position);
+    const int64_t slot = free_ < p_.slots ? free_ : slot_to_go(new_position);
     if (slot < 0) return kNone;
-    mass_[slot] = 0;
+    order_[slot] = 0;
     positions_[slot] = static_cast<int32_t>(new_position);
     return static_cast<int32_t>(slot);
   }
 
  private:
-  int64_t first_to_go(int64_t new_position) const {
-    int64_t best = -1;
+  void load(const M* mass, int64_t mass_step, const int32_t* positions, int64_t position_step) {
+    const auto copy = [&](int64_t m, int64_t p) {
+      for (int64_t j = 0; j < p_.slots; ++j) {
+        order_[j] = order_of(rank_of(mass[j * m], std::numeric_limits<M>::infinity()));
+        positions_[j] = positions[j * p];
+      }
+    };
+    mass_step == 1 && position_step == 1 ? copy(1, 1) : copy(mass_step, position_step);
+  }
+
+  int64_t slot_to_go(int64_t new_position) const {
+    const int32_t low = p_.first_to_go(), high = p_.last_to_go(new_position);
+    Order least = kNever;
     for (int64_t j = 0; j < p_.slots; ++j) {
-      if (!p_.may_go(positions_[j], new_position)) continue;
-      const bool before =
-          best < 0 || mass_[j] < mass_[best] || (mass_[j] == mass_[best] && positions_[j] < positions_[best]);
-      if (before) best = j;
+      const bool may = positions_[j] >= low && positions_[j] <= high;
+      least = std::min(least, may ? order_[j] : kNever);
     }
-    return best;
+    if (least == kNever) return -1;
+    int32_t oldest = INT32_MAX;
+    for (int64_t j = 0; j < p_.slots; ++j) {
+      const bool may = order_[j] == least && positions_[j] >= low && positions_[j] <= high;
+      oldest = std::min(oldest, may ? positions_[j] : INT32_MAX);
+    }
+    int64_t slot = 0;
+    while (order_[slot] != least || positions_[slot] != oldest) ++slot;
+    return slot;
   }
 
   const EvictProblem& p_;
-  M* mass_;
+  Order* order_;
   int32_t* positions_;
   int64_t free_ = 0;  // slots below it are taken
 };

@@ -22,8 +22,10 @@ struct EvictProblem {
   TokenIndices new_positions;               // negative skips
   int64_t recent = 1, num_sinks = 0;
 
-  EFFOPS_HD bool may_go(int64_t position, int64_t new_position) const {
-    return position >= num_sinks && position <= new_position - recent;
+  // Positions of entries that may make room for a new token; none where the last is below the first.
+  EFFOPS_HD int32_t first_to_go() const { return static_cast<int32_t>(min_of<int64_t>(num_sinks, INT32_MAX)); }
+  EFFOPS_HD int32_t last_to_go(int64_t new_position) const {
+    return static_cast<int32_t>(max_of<int64_t>(new_position - recent, -1));
   }
 };
 

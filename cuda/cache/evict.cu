@@ -30,7 +30,7 @@ class EvictingHead {
       free_ = slot != kNoSlot ? slot + 1 : free_ + static_cast<int>(blockDim.x);
       if (slot != kNoSlot) return slot;
     }
-    return first_to_go(new_position);
+    return slot_to_go(new_position);
   }
 
   __device__ void hold(int slot, int64_t new_position) {
@@ -42,13 +42,14 @@ class EvictingHead {
   __device__ int position(int slot) const { return positions_[slot * p_.positions.token]; }
   __device__ int least(int x) { return -reduce_block(-x, Max(), -kNoSlot, numbers_); }
 
-  __device__ int first_to_go(int64_t new_position) {
+  __device__ int slot_to_go(int64_t new_position) {
     constexpr M kInfinity = std::numeric_limits<M>::infinity();
+    const int low = p_.first_to_go(), high = p_.last_to_go(new_position);
     M mass = kInfinity;
     int oldest = kNoSlot, slot = kNoSlot;
     for (int j = threadIdx.x; j < p_.slots; j += blockDim.x) {
       const int at = position(j);
-      if (!p_.may_go(at, new_position)) continue;
+      if (at < low || at > high) continue;
       const M x = rank_of(mass_[j * p_.mass.token], kInfinity);
       if (slot != kNoSlot && !(x < mass || (x == mass && at < oldest))) continue;
       mass = x;
