@@ -71,7 +71,7 @@ DEVICE_MUTANTS = (
         "cuda/cache/evict.cu",
         "(x == mass && at < oldest)",
         "(x == mass && at > oldest)",
-        "entries of equal masses, more than threads or not",
+        "entries of equal masses, more than a block has threads",
         tests=EVICT,
     ),
     DeviceMutant(

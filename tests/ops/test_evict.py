@@ -110,26 +110,27 @@ def test_enough_slots_are_a_plain_append(dtype):
     assert held[3].eq(torch.arange(20)).all()
 
 
-def full(seed: int = 0) -> list[Tensor]:
-    """B 3, G 4, 40 slots, tokens 0 to 39 in any order, tokens of equal masses among them."""
-    held = caches(3, 4, 40, (4, 4), torch.float32)
+def full(slots: int = 40) -> list[Tensor]:
+    """B 3, G 4, tokens 0 to slots - 1 in any order, some of equal masses."""
+    held = caches(3, 4, slots, (4, 4), torch.float32)
     held[0].zero_(), held[1].zero_()
-    held[2] = (normal(3, 4, 40, seed=seed).abs() * 3).round()
-    order = [torch.randperm(40, generator=torch.Generator().manual_seed(seed + i)).int() for i in range(12)]
-    held[3] = torch.stack(order).view(3, 4, 40)
+    held[2] = (normal(3, 4, slots).abs() * 3).round()
+    order = [torch.randperm(slots, generator=torch.Generator().manual_seed(i)).int() for i in range(12)]
+    held[3] = torch.stack(order).view(3, 4, slots)
     return held
 
 
-def test_the_entry_that_goes():
+@pytest.mark.parametrize("slots", [40, 700])
+def test_the_entry_that_goes(slots):
     """The least mass among those that may go; of equals the oldest."""
-    held, before = full(), full()
-    append(held, normal(3, 1, 4, 4), normal(3, 1, 4, 4), int32(40, 40, 40)[:, None], recent=6, num_sinks=3)
+    held, before = full(slots), full(slots)
+    append(held, normal(3, 1, 4, 4), normal(3, 1, 4, 4), int32(*[slots] * 3)[:, None], recent=6, num_sinks=3)
     for b in range(3):
         for g in range(4):
             mass, position = before[2][b, g], before[3][b, g].long()
-            may = (position >= 3) & (position <= 34)
-            gone = [j for j in range(40) if held[3][b, g, j] != position[j]]
-            assert len(gone) == 1 and held[3][b, g, gone[0]] == 40
+            may = (position >= 3) & (position <= slots - 6)
+            gone = [j for j in range(slots) if held[3][b, g, j] != position[j]]
+            assert len(gone) == 1 and held[3][b, g, gone[0]] == slots
             least = mass[may].min()
             assert mass[gone[0]] == least and position[gone[0]] == position[may & (mass == least)].min()
 
