@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import collections
 import itertools
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from effops import ops
 from effops.cache import (
     DenseKVCache,
     LabelChannels,
     LabelledKVCache,
+    OffloadedKVCache,
     OutOfPagesError,
     PagedKVCache,
     PrefixTreeKVCache,
@@ -160,18 +163,19 @@ class DenseMachine(Machine):
         return memory[row, :length]
 
 
+ORDER = (torch.arange(LAYERS * HEADS).view(LAYERS, HEADS, 1) + torch.arange(DIM)) % DIM
+RANGE = torch.zeros(LAYERS, HEADS, DIM)
+CHANNELS = LabelChannels(ORDER.int(), RANGE, RANGE + 255)
+
+
 class LabelledMachine(DenseMachine):
     """Labels follow their keys: the channels in the order of each layer and head."""
 
     bits = 8
 
     def new_cache(self) -> Any:
-        order = torch.arange(LAYERS * HEADS).view(LAYERS, HEADS, 1) + torch.arange(DIM)
-        channels = LabelChannels(
-            (order % DIM).int(), torch.zeros(LAYERS, HEADS, DIM), torch.full((LAYERS, HEADS, DIM), 255.0)
-        )
         return LabelledKVCache(
-            LAYERS, BATCH, CAPACITY, HEADS, DIM, channels=channels, budget=8, num_channels=2, bits=self.bits, window=4
+            LAYERS, BATCH, CAPACITY, HEADS, DIM, channels=CHANNELS, budget=8, num_channels=2, bits=self.bits, window=4
         )
 
     @invariant()
@@ -186,6 +190,61 @@ class LabelledMachine(DenseMachine):
 
 class NumberLabelsMachine(LabelledMachine):
     bits = 0
+
+
+class OffloadedMachine(LabelledMachine):
+    """Every step attends, too: what was fetched before is never what another token left there."""
+
+    def __init__(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        super().__init__()
+
+    def new_cache(self) -> Any:
+        options = {"channels": CHANNELS, "budget": 8, "num_channels": 2, "bits": self.bits}
+        return OffloadedKVCache(
+            LAYERS,
+            BATCH,
+            CAPACITY,
+            HEADS,
+            DIM,
+            directory=self.directory.name,
+            num_sinks=1,
+            window=2,
+            dense_layers=0,
+            **options,
+        )
+
+    @rule(seed=st.integers(0, 9), counts=st.lists(st.booleans(), min_size=BATCH, max_size=BATCH))
+    def decode(self, seed, counts):
+        lengths = [int(x) for x in counts]
+        after = [len(own) + n for own, n in zip(self.held, lengths, strict=True)]
+        step = self.plan(after, 1, lengths)
+        if step is None:
+            return
+        tokens = self.fresh(lengths, 1)
+        q = torch.randn(BATCH, 1, HEADS, DIM, generator=torch.Generator().manual_seed(seed))
+        k, v = self.kv(tokens)
+        for index, layer in enumerate(self.cache.layers):
+            offset = torch.tensor([0.0, 2.0 * index])
+            layer.append(k + offset, v - offset, step)
+            got = layer.attend(q, step)
+            lists = None
+            if step.max_kv_len > 8:
+                lists = ops.label_topk(q, layer.labels, layer.channels, 8, kv_lens=step.kv_lens, num_sinks=1, window=2,
+                                       bits=self.bits, scales=layer.scales)  # fmt: skip
+            expected = (
+                ops.attention(q, layer.k, layer.v, causal=True, kv_lens=step.kv_lens, max_kv_len=step.max_kv_len)
+                if lists is None
+                else ops.sparse_attention(q, layer.k, layer.v, lists, kv_lens=step.kv_lens)
+            )
+            assert torch.equal(got, expected)
+        self.cache.advance(step)
+        for own, new in zip(self.held, tokens, strict=True):
+            own += [t for t in new if t >= 0]
+
+    def teardown(self):
+        del self.cache
+        self.directory.cleanup()
 
 
 class PagedMachine(Machine):
@@ -383,11 +442,12 @@ class StreamingMachine(Machine):
 
 
 for machine in (
-    DenseMachine, LabelledMachine, NumberLabelsMachine, PagedMachine, PrefixTreeMachine, StreamingMachine,
+    DenseMachine, LabelledMachine, NumberLabelsMachine, OffloadedMachine, PagedMachine, PrefixTreeMachine,
+    StreamingMachine,
 ):  # fmt: skip
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestDense, TestPaged, TestStreaming = DenseMachine.TestCase, PagedMachine.TestCase, StreamingMachine.TestCase
-TestPrefixTree = PrefixTreeMachine.TestCase
+TestPrefixTree, TestOffloaded = PrefixTreeMachine.TestCase, OffloadedMachine.TestCase
 TestLabelled, TestNumberLabels = LabelledMachine.TestCase, NumberLabelsMachine.TestCase
 
 

@@ -150,7 +150,7 @@ class LabelledLayer(DenseLayer):
         return turned[:, :, :heads]
 
     def attend(self, q: Tensor, step: Step, *, causal: bool = True, **options: Any) -> Tensor:
-        chooses = q.shape[1] == 1 and step.tree is None and not options.get("window")
+        chooses = step.slots.shape[1] == 1 and step.tree is None and not options.get("window")
         if not chooses or not 0 < self.budget < step.max_kv_len:
             return super().attend(q, step, causal=causal, **options)
         options.pop("window", None)

@@ -18,7 +18,7 @@ class _RecentLayer(DenseLayer):
         self.num_sinks, self.recent = num_sinks, recent
 
     def attend(self, q: Tensor, step: Step, *, causal: bool = True, **options: Any) -> Tensor:
-        if q.shape[1] == 1 and step.tree is None and not options.get("window"):
+        if step.slots.shape[1] == 1 and step.tree is None and not options.get("window"):
             options |= {"window": self.recent, "num_sinks": self.num_sinks}
         return super().attend(q, step, causal=causal, **options)
 
