@@ -46,7 +46,7 @@ def default_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator
     for dtype in dtypes:
         yield Case(dtype)
         yield Case(dtype, full=2)
-        yield Case(dtype, full=0, batch=16)
+        yield Case(dtype, full=0, batch=16, kv_len=4096)
         yield Case(dtype, heads=8)
         yield Case(dtype, batch=8, kv_len=4096)
 
