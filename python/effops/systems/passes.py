@@ -19,6 +19,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class _Layer:
     """A layer's "cache" of one pass: it keeps nothing between passes."""
 
+    needs_queries = False
+
     def __init__(self, heads: int, attend: Attend) -> None:
         self._heads, self._attend = heads, attend
 
