@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from effops import decoding, models
+from effops.cache import TreeNodes
 from effops.models import shipped
+from strategies.cached import ancestor_bits
 from strategies.drafting import check_lossless
+from strategies.values import int32
 
 pytest.importorskip("tokenizers", reason="the shipped model's text needs the tokenizers library")
 
@@ -70,6 +73,67 @@ def test_the_drafter_of_the_page_is_about_twenty_lines(page):
     assert len([line for line in body.splitlines() if line.strip()]) <= 20
 
 
+@pytest.fixture(scope="module")
+def caches() -> dict[str, Any]:
+    """What the names of docs/caches.md are at its end."""
+    return run("docs/caches.md", {})
+
+
+def test_exact_caches_of_the_page_say_what_they_should(caches):
+    prompt, expected, continued = (caches[name] for name in ("prompt", "expected", "continued"))
+    assert caches["again"] == expected[1:] and caches["dense"].lengths == [432]
+    paged, tree = caches["paged"], caches["tree"]
+    assert paged.lengths == [400, 400] and paged.free_pages == 64 - 25
+    assert caches["held"] == 400 and tree.kept_pages == 25 and tree.lengths == [0, len(caches["question"])]
+    alone = caches["model"](torch.tensor([caches["question"]]), caches["model"].new_cache(1, 512), logits_to_keep=1)
+    assert torch.allclose(caches["answer"][1], alone[0], atol=1e-3)
+    for name in ("StreamingKVCache", "DuoKVCache"):  # a window that holds everything
+        options = {} if name == "StreamingKVCache" else {"full_heads": caches["full_heads"]}
+        kv = getattr(caches["cache"], name)(*caches["sizes"], window=512, **options)
+        assert continued(kv, prompt) == expected
+    assert caches["endless"].lengths == [2560] and caches["model"].config.context_length == 2048
+
+
+def test_the_pages_bytes(caches):
+    """The formulas of its table: R, labels, rings."""
+    c = caches["model"].config
+    heads = c.num_hidden_layers * c.num_key_value_heads
+    row, label = heads * 2 * c.head_dim * 4, heads * 16 * 4 // 8
+    full = int(caches["full_heads"].sum()) / heads
+    assert caches["dense"].nbytes == 512 * row and caches["paged"].nbytes == 64 * 16 * row
+    assert caches["streaming"].nbytes == caches["endless"].nbytes == 336 * row
+    assert caches["duo"].nbytes == (full * 2048 + (1 - full) * 336) * row
+    assert caches["labelled"].nbytes == 512 * (row + label)
+    assert caches["offloaded"].file_nbytes == 512 * row
+    assert caches["offloaded"].nbytes == 512 * label + 2 * 128 * row / c.num_hidden_layers
+    for name, held, slots in (("h2o", 128, 128), ("snapkv", 159, 128 + 64)):
+        assert caches[name].held == [held] and caches[name].nbytes == slots * (row + 8 * heads)
+    assert 0 < caches["offloaded"].traffic.hit_rate < 1
+
+
+@pytest.mark.parametrize(
+    "name, back, refused",
+    [("dense", 0, None), ("paged", 0, None), ("tree", 0, None), ("labelled", 0, None), ("offloaded", 0, None),
+     ("streaming", 64, 90), ("duo", 64, 90), ("h2o", 0, 1), ("snapkv", 31, 32)],
+)  # fmt: skip
+def test_the_pages_refusals(caches, name, back, refused):
+    """A rollback of so many tokens is taken or, where the table says so, refused; trees by heavy hitters alone."""
+    kv = caches[name]
+    lengths = list(kv.lengths)
+    kv.rollback([max(0, n - back) for n in lengths])
+    if refused is None:
+        kv.rollback([n // 2 for n in lengths])
+    else:
+        with pytest.raises(ValueError, match=f"{type(kv).__name__}: lengths: expected"):
+            kv.rollback([n - refused for n in lengths])
+    nodes = TreeNodes(ancestor_bits([-1, 0])[None], int32(0, 1)[None], 1)
+    if name in ("h2o", "snapkv"):
+        with pytest.raises(ValueError, match="HeavyHitterKVCache: tree: expected None"):
+            kv.plan(2, None, nodes)
+    else:
+        assert kv.plan(2, None, nodes).tree is nodes
+
+
 def test_the_readmes_blocks(capsys):
     """A decode step over a cache, and a checkpoint. The block between them needs a Transformers checkpoint."""
     found = blocks("README.md")
@@ -88,6 +152,6 @@ def test_the_readmes_blocks(capsys):
 
 
 def test_links_lead_somewhere():
-    for file in ("README.md", "docs/decoding.md", "docs/systems/README.md"):
+    for file in ("README.md", "docs/caches.md", "docs/decoding.md", "docs/systems/README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
             assert target.startswith("https://") or (ROOT / file).parent.joinpath(target).exists(), target
