@@ -43,6 +43,8 @@ DeviceLibrary library() {
   l.merge_states = &merge_states;
   l.append_rows = &append_rows;
   l.append_evicting = &append_evicting;
+  l.kv_merge_workspace = &kv_merge_workspace;
+  l.kv_merge = &kv_merge;
   l.commit_rows = &commit_rows;
   l.rms_norm = &rms_norm;
   l.rotary = &rotary;

@@ -6,6 +6,7 @@
 #include "common/device_attention_plan.h"
 #include "common/evict.h"
 #include "common/grouped_problem.h"
+#include "common/kv_merge_problem.h"
 #include "common/label_problem.h"
 #include "common/layer_problem.h"
 #include "common/mass_problem.h"
@@ -41,6 +42,8 @@ struct DeviceLibrary {
   int (*merge_states)(const MergeProblem&, void* stream);
   int (*append_rows)(const AppendProblem&, void* stream);
   int (*append_evicting)(const EvictProblem&, void* stream);
+  int64_t (*kv_merge_workspace)(const KvMergeProblem&);
+  int (*kv_merge)(const KvMergeProblem&, void* workspace, void* stream);
   int (*commit_rows)(const CommitProblem&, void* stream);
   int (*rms_norm)(const RmsNormProblem&, void* stream);
   int (*rotary)(const RotaryProblem&, void* stream);

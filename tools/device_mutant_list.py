@@ -31,6 +31,7 @@ EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges 
 LABELS = ("tests/ops/test_labels.py", "-k", "test_any_call or test_exact")
 MASS = ("tests/ops/test_mass.py", "-k", "test_the_rows_that_see_a_key and bf16")
 EVICT = ("tests/ops/test_evict.py", "-k", "f32 or together or goes")
+MERGE_KV = ("tests/ops/test_merge_kv.py", "-k", "f32 or first")
 LISTS = ("tests/ops/test_sparse.py", "-k", "test_any_call and bf16 or test_a_list and bf16")
 
 DEVICE_MUTANTS = (
@@ -81,6 +82,30 @@ DEVICE_MUTANTS = (
         "const bool first = lightest;",
         "entries of equal masses",
         tests=EVICT,
+    ),
+    DeviceMutant(
+        "merges-into-a-lane's-best",
+        "cuda/cache/merge_kv.cu",
+        "const C most = reduce_lanes<kWarp>(best, Max());",
+        "const C most = best;",
+        "any kept entries",
+        tests=MERGE_KV,
+    ),
+    DeviceMutant(
+        "merges-into-the-last-of-equals",
+        "cuda/cache/merge_kv.cu",
+        "if (!(product > best)) continue;",
+        "if (!(product >= best)) continue;",
+        "kept keys that are like none, more than lanes",
+        tests=MERGE_KV,
+    ),
+    DeviceMutant(
+        "merges-an-entry-into-itself",
+        "cuda/cache/merge_kv.cu",
+        "mine < len && mine != slot && nearest",
+        "mine < len && nearest",
+        "an entry of itself alone, or with others",
+        tests=MERGE_KV,
     ),
     DeviceMutant(
         "selected-in-any-order",

@@ -24,6 +24,7 @@ ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
 LABEL_KEYS = "csrc/cpu/selection/label_keys.h"
 MASS, EVICT = "csrc/cpu/attention/mass.h", "csrc/common/evict.cpp"
+KV_MERGE = "csrc/cpu/selection/kv_merge.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 
 MUTANTS = (
@@ -708,6 +709,48 @@ MUTANTS = (
         "while (free_ < p_.slots && positions_[free_] >= 0) ++free_;",
         "if (free_ < p_.slots && positions_[free_] >= 0) ++free_;",
         "several entries before a free slot",
+    ),
+    Mutant(
+        "merges-into-the-last-of-equals",
+        KV_MERGE,
+        "if (!(score[i] > best_[e])) continue;",
+        "if (!(score[i] >= best_[e])) continue;",
+        "kept keys of one direction",
+    ),
+    Mutant(
+        "merges-into-the-first-tile-alone",
+        KV_MERGE,
+        "place_[e] = static_cast<int32_t>(first + i);",
+        "place_[e] = static_cast<int32_t>(i);",
+        "more kept entries than a tile has",
+    ),
+    Mutant(
+        "merges-by-inner-products",
+        KV_MERGE,
+        "norm > 0 ? to[d] / norm : C(0);",
+        "norm > 0 ? to[d] : C(0);",
+        "keys of any norms",
+    ),
+    Mutant(
+        "merges-what-is-below-the-least",
+        KV_MERGE,
+        "static_cast<double>(best_[e]) >= p_.least",
+        "static_cast<double>(best_[e]) > p_.least",
+        "a similarity that is the least one",
+    ),
+    Mutant(
+        "merged-means-of-the-evicted-alone",
+        KV_MERGE,
+        "static_cast<C>(counts[i] + 1)",
+        "static_cast<C>(counts[i])",
+        "one entry merged into another",
+    ),
+    Mutant(
+        "pivotal-is-averaged",
+        "csrc/common/kv_merge_problem.h",
+        "return (evicted - kept) / 2;",
+        "return evicted - kept;",
+        "pivotal merges",
     ),
     Mutant(
         "labels-forget-a-head",

@@ -42,6 +42,7 @@ void unpermute(const UnpermuteProblem&, const Parallel&);
 void grouped(const GroupedProblem&, const Parallel&);
 void grouped_gradient(const GroupedGradientProblem&, const Parallel&);
 void experts(const ExpertsProblem&, const Parallel&);
+void kv_merge(const KvMergeProblem&, const Parallel&);
 void label_append(const LabelAppendProblem&, const Parallel&);
 void label_search(const LabelSearchProblem&, const Parallel&);
 

@@ -29,5 +29,6 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::sampling,         &effops::cpu::EFFOPS_ISA::routing,
     &effops::cpu::EFFOPS_ISA::unpermute,        &effops::cpu::EFFOPS_ISA::grouped,
     &effops::cpu::EFFOPS_ISA::grouped_gradient, &effops::cpu::EFFOPS_ISA::experts,
-    &effops::cpu::EFFOPS_ISA::label_append,     &effops::cpu::EFFOPS_ISA::label_search,
+    &effops::cpu::EFFOPS_ISA::kv_merge,         &effops::cpu::EFFOPS_ISA::label_append,
+    &effops::cpu::EFFOPS_ISA::label_search,
 };

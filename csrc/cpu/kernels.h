@@ -3,6 +3,7 @@
 
 #include "common/attention_problem.h"
 #include "common/grouped_problem.h"
+#include "common/kv_merge_problem.h"
 #include "common/label_problem.h"
 #include "common/layer_problem.h"
 #include "common/linear_problem.h"
@@ -32,6 +33,7 @@ struct Kernels {
   void (*grouped)(const GroupedProblem&, const Parallel&);
   void (*grouped_gradient)(const GroupedGradientProblem&, const Parallel&);
   void (*experts)(const ExpertsProblem&, const Parallel&);
+  void (*kv_merge)(const KvMergeProblem&, const Parallel&);
   void (*label_append)(const LabelAppendProblem&, const Parallel&);
   void (*label_search)(const LabelSearchProblem&, const Parallel&);
 };

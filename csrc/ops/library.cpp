@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "append_evicting(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor(c!) mass, "
       "Tensor(d!) positions, Tensor new_positions, *, int recent, int num_sinks=0) -> ()");
   m.def(
+      "merge_kv(Tensor(a!) k, Tensor(b!) v, Tensor kept, *, Tensor? kv_lens=None, str merging='pivotal', "
+      "float? least_similarity=None) -> (Tensor, Tensor)");
+  m.def(
       "append_labels(Tensor(a!) labels, Tensor k, Tensor slots, Tensor channels, *, Tensor? scales=None, "
       "Tensor? offsets=None, int bits=0) -> ()");
   m.def(

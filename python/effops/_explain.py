@@ -33,7 +33,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each
             sequence)``, heads, kv_heads, head_dim, v_dim``; merge_states: ``parts, rows, head_dim``; append_kv,
-            commit_kv: ``batch, q_len, kv_heads, head_dim, v_dim``; append_evicting: the same and ``slots``;
+            commit_kv: ``batch, q_len, kv_heads, head_dim, v_dim``; append_evicting: the same and ``slots``; merge_kv:
+            ``batch, slots, kept, kv_heads, head_dim, v_dim``;
             accumulate_mass: ``batch, q_len, kv_len, heads, kv_heads, head_dim``; append_labels: ``batch, q_len,
             kv_heads, channels, bits``; label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected,
             lists``;
@@ -221,6 +222,18 @@ def _append_evicting(
     return _one_pass(dtype, loop, elements, elements, _NO_GRADIENT)
 
 
+def _merge_kv(
+    *, dtype: str, slots: int, kept: int, kv_heads: int, head_dim: int, batch: int = 1, v_dim: int = 0
+) -> str:
+    heads, evicted, dims = batch * kv_heads, max(slots - kept, 0), head_dim + (v_dim or head_dim)
+    loop = (
+        f"{heads * -(-slots // 128)} tasks of 128 entries look for the nearest of {kept} keys, 64 at a time by GEMM; "
+        f"then tasks of 16 columns sum what is merged and move {kept} rows of {heads} heads to the front"
+    )
+    lines = _one_pass(dtype, loop, heads * slots * dims, heads * min(kept, slots) * dims, _NO_GRADIENT)
+    return f"{lines}\nflops: {2 * heads * evicted * kept * head_dim}"
+
+
 def _append_labels(*, dtype: str, kv_heads: int, channels: int, bits: int = 0, batch: int = 1, q_len: int = 1) -> str:
     tokens = batch * q_len
     written = tokens * kv_heads * _label_bytes(channels, bits, dtype)
@@ -366,6 +379,7 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "merge_states": _merge_states,
     "accumulate_mass": _accumulate_mass,
     "append_evicting": _append_evicting,
+    "merge_kv": _merge_kv,
     "append_kv": _append_kv,
     "append_labels": _append_labels,
     "commit_kv": _append_kv,

@@ -103,6 +103,15 @@ def append_evicting() -> Arguments:
     }  # fmt: skip
 
 
+def merge_kv() -> Arguments:
+    """B 2, L 7, G 3, up to 3 entries kept."""
+    kept = int32(0, 3, 6, -1, 2, 4, -1, -1, 1, 2, 3, -1, 4, -1, -1, -1, 0, 1, 3, -1, *[-1] * 4).view(2, 3, 4)
+    return {
+        "k": normal(2, 7, 3, 8), "v": normal(2, 7, 3, 6, seed=1), "kept": kept, "kv_lens": int32(7, 5),
+        "merging": "weighted", "least_similarity": 0.1,
+    }  # fmt: skip
+
+
 def append_kv() -> Arguments:
     """Pages of 4 tokens, two a sequence."""
     return {
@@ -257,6 +266,7 @@ CALLS = {
     "grouped_mm_weight_gradient": grouped_mm_weight_gradient,
     "label_topk": label_topk,
     "medusa_draft": medusa_draft,
+    "merge_kv": merge_kv,
     "merge_states": lambda: {"outs": normal(3, 2, 4, 8), "lses": normal(3, 2, 4, seed=1)},
     "moe_permute": lambda: {"x": normal(3, 8), "ids": moe_ids(), "num_experts": 4},
     "moe_sort": lambda: {"ids": moe_ids(), "num_experts": 4},

@@ -37,7 +37,7 @@ FREE = {
     ("sparse_attention", "v", 3), ("sparse_attention", "indices", 2), ("sparse_attention", "page_table", 1),
     ("cascade_attention", "q", 0),
     ("accumulate_mass", "k", 0), ("append_labels", "labels", 1), ("append_labels", "k", 3), ("label_topk", "q", 3),
-    ("label_topk", "labels", 1),
+    ("label_topk", "labels", 1), ("merge_kv", "v", 3), ("merge_kv", "k", 3), ("merge_kv", "kept", 2),
     ("moe_sort", "ids", 0), ("moe_sort", "ids", 1), ("moe_permute", "x", 1), ("moe_permute", "ids", 1),
     ("moe_unpermute", "y", 0), ("moe_unpermute", "y", 1), ("grouped_mm", "x", 0),
     ("grouped_mm_weight_gradient", "x", 1), ("grouped_mm_weight_gradient", "dy", 1),
@@ -223,6 +223,13 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("append_evicting", "num_sinks", -1, "expected 0 or more, got -1"),
     ("append_evicting", "new_positions", int32(5, 6, 4, -2).view(2, 2), r"expected .+ \[-1, 2147483647\), got -2 at"),
     ("append_evicting", "recent", 5, "expected a free .+, got none for token 0 in KV head 0 of sequence 0"),
+    ("merge_kv", "kv_lens", int32(7, 8), r"expected values in \[0, 7\] \(L\), got 8 at index 1"),
+    ("merge_kv", "kv_lens", int32(6, 5), r"expected ascending values in \[0, 6\), then -1 .+, got 6 at .+0, 2"),
+    ("merge_kv", "kept", int32(*[0] * 24).view(2, 3, 4), r"expected ascending .+, got 0 at index \[0, 0, 1\]"),
+    ("merge_kv", "kept", int32(*[-1] * 21, 0, -1, -1).view(2, 3, 4), r"expected .+ to the end, got 0 at .+2, 1\]"),
+    ("merge_kv", "kept", int32(*[-1] * 20, 0, 1, -2, -1).view(2, 3, 4), r"expected .+, got -2 at .+2, 2\]"),
+    ("merge_kv", "merging", "mean", "expected none, averaged, pivotal or weighted, got mean"),
+    ("merge_kv", "least_similarity", torch.nan, "expected a number or None, got nan"),
     ("append_labels", "slots", int32(0, 4, 5, -1).view(2, 2), r"expected values in \[-1, 5\), got 5 at index \[1, 0\]"),
     ("append_labels", "channels", int32(0, 3, 1, 8, 2, 5, 5, 4, 0, 6).view(2, 5), r"expected .+ \[0, 8\) .+, got 8 at"),
     ("append_labels", "bits", 5, r"expected 0 \(numbers\), 4 or 8, got 5"),
@@ -348,7 +355,7 @@ def test_wrong_value(name, argument, value, says):
     op = getattr(torch.ops.effops, name).default
     blamed = {
         "max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q", "gated": "interleaved", "scale_gate_up": "w_gate_up",
-        "bits": "bits|labels", "recent": "recent|positions",
+        "bits": "bits|labels", "recent": "recent|positions", "kv_lens": "kv_lens|kept",
     }.get(argument, argument)  # fmt: skip
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
 

@@ -77,6 +77,14 @@ def test_cache_writes_over_2_to_the_31_elements(dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_merging_over_2_to_the_31_elements(dim):
+    caches, kept = [normal(2, 4, 2, d, dtype=torch.bfloat16, seed=d) for d in (2, 3)], int32(1, 3).expand(2, 2, 2)
+    placed = [far_apart(x, dim) for x in caches]
+    assert all(same_bits(a, b) for a, b in zip(ops.merge_kv(*placed, kept), ops.merge_kv(*caches, kept), strict=True))
+    assert all(same_bits(a, b) for a, b in zip(placed, caches, strict=True))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_pages_over_2_to_the_31_elements(tokens, dim):
     table, lens = int32(1, 0).view(1, 2), int32(20)

@@ -1,9 +1,11 @@
 #include "cpu/kernel_list.h"
+#include "cpu/selection/kv_merge.h"
 #include "cpu/selection/label_append.h"
 #include "cpu/selection/label_search.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
+EFFOPS_KERNEL(kv_merge, KvMergeProblem, p.dtype)
 EFFOPS_KERNEL(label_append, LabelAppendProblem, p.dtype)
 
 void label_search(const LabelSearchProblem& p, const Parallel& parallel) {

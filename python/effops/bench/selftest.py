@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from effops import ops, reference
+from effops.ops.merging import Merging
 from effops.reference import bounds
+from effops.reference.bounds import Interval
 from effops.reference.eviction_bounds import accumulate_mass_bound
 from effops.reference.gradient_bounds import attention_gradient_bound
+from effops.reference.merging_bounds import merge_kv_bound, similarity_bound
 from effops.reference.moe_bounds import (
     fused_experts_bound,
     grouped_mm_bound,
@@ -318,7 +321,21 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         reference.append_evicting(expected[0], expected[1], k, v, expected[2], expected[3], new, recent=5, num_sinks=2)
         return max(_equal(a, b) for a, b in zip(held, expected, strict=True))
 
+    def merge(mode: Merging) -> float:
+        draw = _Draw(14, dtype)
+        held = [draw.cache(2, 200, 2, 33), draw.cache(2, 200, 2, 17)]
+        options: dict[str, Any] = {"merging": mode, "kv_lens": _int32(200, 150)}
+        got, kept = [x.clone() for x in held], torch.arange(0, 150, 3, dtype=torch.int32).expand(2, 2, 50)
+        merged = ops.merge_kv(got[0], got[1], kept, **options)
+        ratios = [merge_kv_bound(x, kept, *merged, **options).worst(y[:, :50]) for x, y in zip(held, got, strict=True)]
+        scores = similarity_bound(held[0][1:, :150])
+        others = (torch.arange(150) % 3 != 0).nonzero().flatten()
+        best = Interval(*(x[:, :, others][..., ::3].amax(-1) for x in scores))
+        return max(*ratios, best.worst(merged.similarity[1:, :, others]))
+
     yield Case("append_evicting", "40 slots, many equal masses, one token skipped", evict)
+    for mode in ("averaged", "pivotal", "weighted"):
+        yield Case("merge_kv", f"50 entries kept of 200 and 150, {mode}", partial(merge, mode))
     for bits in (0, 4, 8):
         yield Case("label_topk", f"labels of {bits} bits" if bits else "labels that are numbers", partial(labels, bits))
     yield Case("append_kv", "slots out of order, one skipped", append)

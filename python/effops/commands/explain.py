@@ -48,6 +48,7 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None,
     },
     "append_evicting": {"batch": 1, "q_len": 1, "slots": None, "kv_heads": None, "head_dim": None, "v_dim": 0},
+    "merge_kv": {"batch": 1, "slots": None, "kept": None, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "commit_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "packed_linear": {"rows": 1, "n": None, "k": None},

@@ -9,6 +9,7 @@ from effops.ops.experts import expert_capacity, expert_choice_routing, limit_cap
 from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
 from effops.ops.labels import append_labels, label_topk
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
+from effops.ops.merging import MergedEntries, merge_kv
 from effops.ops.moe import (
     fused_experts,
     grouped_mm,
@@ -34,6 +35,7 @@ __all__ = [
     "Accepted",
     "GlobalFrequencies",
     "KVLevel",
+    "MergedEntries",
     "PackedExperts",
     "PackedWeight",
     "accumulate_mass",
@@ -55,6 +57,7 @@ __all__ = [
     "load_balancing_loss",
     "lora_experts",
     "medusa_draft",
+    "merge_kv",
     "merge_states",
     "moe_permute",
     "moe_sort",

@@ -126,6 +126,13 @@ def _append_evicting_fake(k_cache: Tensor, *_: Tensor, **__: Any) -> None:
     return None
 
 
+@_fake("merge_kv")
+def _merge_kv_fake(k: Tensor, v: Tensor, kept: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    shape = (k.shape[0], k.shape[2], k.shape[1])
+    wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+    return k.new_empty(shape, dtype=torch.int32), k.new_empty(shape, dtype=wide)
+
+
 @_fake("append_labels")
 def _append_labels_fake(labels: Tensor, k: Tensor, slots: Tensor, channels: Tensor, **_: Any) -> None:
     return None
@@ -390,8 +397,8 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 WITHOUT_GRADIENT = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "attention_backward", "cascade_attention",
-    "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "moe_sort",
-    "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
+    "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "merge_kv",
+    "moe_sort", "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
     "sampling_probs", "silu_mul", "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy",
     "verify_rejection", "verify_typical",
 )  # fmt: skip
@@ -411,6 +418,7 @@ for _name in (
     "commit_kv",
     "decoder",
     "decoder_layer",
+    "merge_kv",
     "rotary_append",
 ):
     _library.impl(_name, _counts_versions(_name), "ADInplaceOrView")

@@ -32,6 +32,7 @@ from effops.reference.layer import (
     silu_mul,
 )
 from effops.reference.medusa import medusa_draft
+from effops.reference.merging import merge_kv
 from effops.reference.moe import (
     expert_capacity,
     expert_choice_routing,
@@ -71,6 +72,7 @@ __all__ = [
     "load_balancing_loss",
     "lora_experts",
     "medusa_draft",
+    "merge_kv",
     "merge_states",
     "moe_permute",
     "moe_sort",
