@@ -1,5 +1,5 @@
 """KV caches: the interface a decoder uses; dense, paged, labelled, offloaded, streaming,
-prefix-sharing and evicting caches."""
+prefix-sharing, evicting and merging caches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from effops.cache.dense import DenseKVCache, DenseLayer
 from effops.cache.evicting_layer import HeavyHitterLayer
 from effops.cache.heavy_hitter import HeavyHitterKVCache
 from effops.cache.labelled import LabelChannels, LabelledKVCache, LabelledLayer, calibrate_channels
+from effops.cache.merged import MergedKVCache
+from effops.cache.merged_layer import MergedLayer
 from effops.cache.offloaded import OffloadedKVCache, OffloadedLayer, Traffic
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
 from effops.cache.prefix_tree import PrefixStep, PrefixTreeKVCache, PrefixTreeLayer
@@ -25,6 +27,8 @@ __all__ = [
     "LabelledKVCache",
     "LabelledLayer",
     "LayerCache",
+    "MergedKVCache",
+    "MergedLayer",
     "OffloadedKVCache",
     "OffloadedLayer",
     "OutOfPagesError",

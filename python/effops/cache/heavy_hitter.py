@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from effops.cache.base import AcceptedNodes, Step, TreeNodes
 from effops.cache.evicting_layer import EvictingStep, Eviction, HeavyHitterLayer, Policy
@@ -110,23 +109,13 @@ class HeavyHitterKVCache(Lengths):
         attended = entries if compresses else [min(e, self.slots) for e in entries]
         held = [min(e, budget) if n else e for e, n in zip(entries, new, strict=True)] if compresses else attended
         whole = entries == base.lengths and attended == entries  # nothing has been evicted
-        slots, kv_lens = (base.slots, base.kv_lens) if whole else self._places(base, attended)
+        slots, kv_lens = (base.slots, base.kv_lens) if whole else self._places(base, self.held, attended)
         self._open = EvictingStep(
             base.positions, slots, kv_lens, base.lengths, max(attended, default=0), base.span,
             new_positions=base.slots, padding=None if lengths is None else base.slots < 0, token_lens=base.kv_lens,
             new=new, held_before=self.held, held=held, compresses=compresses, evicts=held != entries,
         )  # fmt: skip
         return self._open
-
-    def _places(self, base: Step, attended: list[int]) -> tuple[Tensor, Tensor]:
-        """Slots [B,T] and kv_lens [B] of entries, where sequences hold fewer of them than tokens."""
-        gone = [n - held for n, held in zip(self.lengths, self.held, strict=True)]
-        if len(set(gone)) == 1 and len(set(attended)) == 1:
-            slots, kv_lens = base.slots - gone[0], self._all(attended[0])
-        else:
-            slots = base.slots - torch.tensor(gone, dtype=torch.int32, device=self._device)[:, None]
-            kv_lens = torch.tensor(attended, dtype=torch.int32, device=self._device)
-        return slots.masked_fill_(base.slots < 0, -1), kv_lens
 
     def _close(self, everything: bool = False) -> None:
         """After a pass that broke off: forgets its tokens, where that is possible; with ``everything``, all tokens."""

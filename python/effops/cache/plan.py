@@ -94,6 +94,16 @@ class Lengths:
             after = [n if there else 0 for n, there in zip(after, present, strict=True)]
         return Step(positions, slots, kv_lens, after, longest + tokens, longest + tree.max_depth + 1, tree)
 
+    def _places(self, base: Step, held: list[int], attended: list[int]) -> tuple[Tensor, Tensor]:
+        """Slots [B,T] and kv_lens [B] of a step in entries, of which sequences hold fewer than tokens."""
+        gone = [n - h for n, h in zip(self.lengths, held, strict=True)]
+        if len(set(gone)) == 1 and len(set(attended)) == 1:
+            slots, kv_lens = base.slots - gone[0], self._all(attended[0])
+        else:
+            slots = base.slots - torch.tensor(gone, dtype=torch.int32, device=self._device)[:, None]
+            kv_lens = torch.tensor(attended, dtype=torch.int32, device=self._device)
+        return slots.masked_fill_(base.slots < 0, -1), kv_lens
+
     def advance(self, step: Step) -> None:
         if step.tree is not None:
             self._pending = step

@@ -17,6 +17,7 @@ from effops.cache import (
     KVCache,
     LabelledKVCache,
     LayerCache,
+    MergedKVCache,
     OffloadedKVCache,
     PagedKVCache,
     PrefixTreeKVCache,
@@ -148,11 +149,20 @@ class Llama(nn.Module):
     def new_heavy_hitter_cache(self, batch_size: int, capacity: int, **options: Any) -> HeavyHitterKVCache:
         """An empty cache that keeps few entries of a sequence of up to ``capacity`` tokens; ``options`` are those of
         :class:`effops.cache.HeavyHitterKVCache`. ValueError where a layer's window is below the capacity."""
+        self._require_windows("new_heavy_hitter_cache", capacity)
+        return self._new(HeavyHitterKVCache, batch_size, capacity, **options)
+
+    def new_merged_cache(self, batch_size: int, capacity: int, **options: Any) -> MergedKVCache:
+        """An empty cache that compresses a prompt once, for sequences of up to ``capacity`` tokens; ``options`` are
+        those of :class:`effops.cache.MergedKVCache`. ValueError where a layer's window is below the capacity."""
+        self._require_windows("new_merged_cache", capacity)
+        return self._new(MergedKVCache, batch_size, capacity, **options)
+
+    def _require_windows(self, method: str, capacity: int) -> None:
         windows = [window for window in self.config.windows if window and window < capacity]
         if windows:
             least = f"at most the layers' window of {min(windows)}"
-            raise ValueError(f"new_heavy_hitter_cache: capacity: expected {least}, got {capacity}")
-        return self._new(HeavyHitterKVCache, batch_size, capacity, **options)
+            raise ValueError(f"{method}: capacity: expected {least}, got {capacity}")
 
     def forward(
         self,
