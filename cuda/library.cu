@@ -68,6 +68,9 @@ DeviceLibrary library() {
   l.label_append = &label_append;
   l.label_search_workspace = &label_search_workspace;
   l.label_search = &label_search;
+  l.page_append = &page_append;
+  l.page_search_workspace = &page_search_workspace;
+  l.page_search = &page_search;
   return l;
 }
 

@@ -11,6 +11,7 @@
 #include "common/layer_problem.h"
 #include "common/mass_problem.h"
 #include "common/moe_problem.h"
+#include "common/page_bounds.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
 
@@ -67,6 +68,9 @@ struct DeviceLibrary {
   int (*label_append)(const LabelAppendProblem&, void* stream);
   int64_t (*label_search_workspace)(const LabelSearchProblem&);
   int (*label_search)(const LabelSearchProblem&, void* workspace, void* stream);
+  int (*page_append)(const PageAppendProblem&, void* stream);
+  int64_t (*page_search_workspace)(const PageSearchProblem&);
+  int (*page_search)(const PageSearchProblem&, void* workspace, void* stream);
 };
 
 }  // namespace effops::device

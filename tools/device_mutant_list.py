@@ -29,6 +29,7 @@ GROUPS = ("tests/ops/test_grouped.py", "-k", "test_any_call and bf16 or test_siz
 DEEP = ("tests/ops/test_grouped.py", "-k", "test_deeper and bf16")
 EDGES = ("tests/ops/test_attention_exact.py", "-k", "test_the_mask_at_the_edges and (f32 or bf16)")
 LABELS = ("tests/ops/test_labels.py", "-k", "test_any_call or test_exact")
+PAGES = ("tests/ops/test_page_bounds.py", "-k", "f32 or numbers")
 MASS = ("tests/ops/test_mass.py", "-k", "test_the_rows_that_see_a_key and bf16")
 EVICT = ("tests/ops/test_evict.py", "-k", "f32 or together or goes")
 MERGE_KV = ("tests/ops/test_merge_kv.py", "-k", "f32 or first")
@@ -109,15 +110,31 @@ DEVICE_MUTANTS = (
     ),
     DeviceMutant(
         "selected-in-any-order",
-        "cuda/selection/label_search.cu",
-        "min_of(before_equal, ties)] =",
-        "before_equal] =",
+        "cuda/selection/select_list.h",
+        "write(sinks + before_above + min_of(before_equal, ties), j)",
+        "write(sinks + before_above + before_equal, j)",
         "more equal scores than are taken",
         tests=LABELS,
     ),
     DeviceMutant(
+        "pages-meet-out-of-order",
+        "cuda/selection/page_append.cu",
+        "|| page % a.shares != share",
+        "|| (a.shares > 1 && t % a.shares != share)",
+        "tokens of one page",
+        tests=PAGES,
+    ),
+    DeviceMutant(
+        "bounds-of-the-first-head",
+        "cuda/selection/page_search.cu",
+        "best = row == 0 ? sum : max_of(best, sum);",
+        "best = row == 0 ? sum : best;",
+        "several query heads a list",
+        tests=PAGES,
+    ),
+    DeviceMutant(
         "selected-without-a-barrier",
-        "cuda/selection/label_search.cu",
+        "cuda/selection/select_list.h",
         "  __syncthreads();  // scratch has been read\n",
         "",
         "any selection",

@@ -22,7 +22,7 @@ SAMPLING, SELECT = (f"csrc/cpu/sampling/{f}.h" for f in ("sampling", "select"))
 TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
 ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.h", "csrc/ops/moe.cpp"
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
-LABEL_KEYS = "csrc/cpu/selection/label_keys.h"
+LABEL_KEYS, PAGE_SEARCH = (f"csrc/cpu/selection/{f}.h" for f in ("label_keys", "page_search"))
 MASS, EVICT = "csrc/cpu/attention/mass.h", "csrc/common/evict.cpp"
 KV_MERGE = "csrc/cpu/selection/kv_merge.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
@@ -765,6 +765,48 @@ MUTANTS = (
         "less[r] += q * p.format.middle();",
         "less[r] += 0 * q * p.format.middle();",
         "several query heads a list",
+    ),
+    Mutant(
+        "bounds-of-the-low-alone",
+        PAGE_SEARCH,
+        "max(x * Vec::load(low + c + i * W), x * Vec::load(high + c + i * W))",
+        "x * Vec::load(low + c + i * W)",
+        "channels of a query that are above zero",
+    ),
+    Mutant(
+        "bounds-forget-a-head",
+        PAGE_SEARCH,
+        "for (int64_t row = 1; row < p.rows(); ++row) best",
+        "for (int64_t row = 2; row < p.rows(); ++row) best",
+        "several query heads a list",
+    ),
+    Mutant(
+        "bounds-of-half-the-sums",
+        PAGE_SEARCH,
+        "for (int n = kVecs / 2; n > 0; n /= 2)",
+        "for (int n = kVecs / 2; n > 1; n /= 2)",
+        "more channels than a vector has lanes",
+    ),
+    Mutant(
+        "pages-past-the-length",
+        PAGE_SEARCH,
+        "tokens = std::min(p.page, length - first);",
+        "tokens = p.page;",
+        "a length inside a page",
+    ),
+    Mutant(
+        "pages-never-begin-anew",
+        "csrc/cpu/selection/page_append.h",
+        "slot % p.page == 0 ? bound.set",
+        "slot == 0 ? bound.set",
+        "a page that was used before",
+    ),
+    Mutant(
+        "window-of-one-page",
+        "csrc/common/page_bounds.h",
+        "max_of<int64_t>(length - p.window, 0) / p.page",
+        "max_of<int64_t>(length - 1, 0) / p.page",
+        "a window that touches several pages",
     ),
     Mutant(
         "ties-to-any",

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "common/dtype.h"
-#include "common/verify.h"
+#include "common/selection_range.h"
 #include "common/views.h"
 
 namespace effops {
@@ -59,20 +59,11 @@ struct LabelSearchProblem {
   EFFOPS_HD int64_t rows() const { return each_head ? 1 : group(); }  // query heads of a list
 };
 
-// What a list takes: all of [start, first), `free` of [first, last), all of [last, end).
-struct LabelRange {
-  int64_t start, first, last, end, free;
-
-  EFFOPS_HD static LabelRange of(const LabelSearchProblem& p, int64_t b) {
-    LabelRange r;
-    r.end = p.kv_lens ? clamp_to<int64_t>(p.kv_lens[b], 0, p.capacity) : p.capacity;
-    r.start = p.kv_starts ? clamp_to<int64_t>(p.kv_starts[b], 0, r.end) : 0;
-    r.first = min_of(r.start + p.num_sinks, r.end);
-    r.last = max_of(r.first, r.end - p.window);
-    r.free = min_of(p.count - (r.first - r.start) - (r.end - r.last), r.last - r.first);
-    return r;
-  }
-};
+EFFOPS_HD inline SelectionRange range_of(const LabelSearchProblem& p, int64_t b) {
+  const int64_t end = p.kv_lens ? clamp_to<int64_t>(p.kv_lens[b], 0, p.capacity) : p.capacity;
+  const int64_t start = p.kv_starts ? clamp_to<int64_t>(p.kv_starts[b], 0, end) : 0;
+  return SelectionRange::of(start, end, p.num_sinks, end - p.window, p.count);
+}
 
 // Beside labels of few bits the query has eight: the same step for all heads of a list, so that scores are integers.
 EFFOPS_HD inline float query_step(float largest) { return largest / 127; }
@@ -81,8 +72,5 @@ EFFOPS_HD inline int query_byte(float x, float step) {
   const float y = rintf(x / step);
   return y >= -127 && y <= 127 ? static_cast<int>(y) : 0;
 }
-
-// Integers in the order of float32 values; both zeros are one.
-EFFOPS_HD inline int32_t order_key(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 
 }  // namespace effops

@@ -45,5 +45,7 @@ void experts(const ExpertsProblem&, const Parallel&);
 void kv_merge(const KvMergeProblem&, const Parallel&);
 void label_append(const LabelAppendProblem&, const Parallel&);
 void label_search(const LabelSearchProblem&, const Parallel&);
+void page_append(const PageAppendProblem&, const Parallel&);
+void page_search(const PageSearchProblem&, const Parallel&);
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -30,5 +30,6 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::unpermute,        &effops::cpu::EFFOPS_ISA::grouped,
     &effops::cpu::EFFOPS_ISA::grouped_gradient, &effops::cpu::EFFOPS_ISA::experts,
     &effops::cpu::EFFOPS_ISA::kv_merge,         &effops::cpu::EFFOPS_ISA::label_append,
-    &effops::cpu::EFFOPS_ISA::label_search,
+    &effops::cpu::EFFOPS_ISA::label_search,     &effops::cpu::EFFOPS_ISA::page_append,
+    &effops::cpu::EFFOPS_ISA::page_search,
 };

@@ -9,6 +9,7 @@
 #include "common/linear_problem.h"
 #include "common/mass_problem.h"
 #include "common/moe_problem.h"
+#include "common/page_bounds.h"
 #include "common/parallel.h"
 #include "common/sampling_problem.h"
 
@@ -36,6 +37,8 @@ struct Kernels {
   void (*kv_merge)(const KvMergeProblem&, const Parallel&);
   void (*label_append)(const LabelAppendProblem&, const Parallel&);
   void (*label_search)(const LabelSearchProblem&, const Parallel&);
+  void (*page_append)(const PageAppendProblem&, const Parallel&);
+  void (*page_search)(const PageSearchProblem&, const Parallel&);
 };
 
 // The table of an instruction set of this build, and of the one in use (see isa.h).

@@ -53,6 +53,10 @@ STABLE_TORCH_LIBRARY(effops, m) {
   m.def(
       "label_topk(Tensor q, Tensor labels, Tensor channels, int k, *, Tensor? scales=None, Tensor? kv_lens=None, "
       "Tensor? kv_starts=None, int num_sinks=0, int window=0, bool each_head=False, int bits=0) -> Tensor");
+  m.def("append_page_bounds(Tensor(a!) low, Tensor(b!) high, Tensor k, Tensor slots, int page) -> ()");
+  m.def(
+      "page_topk(Tensor q, Tensor low, Tensor high, int pages, int page, *, Tensor? kv_lens=None, int num_sinks=0, "
+      "int window=0, bool each_head=False) -> Tensor");
   m.def(
       "append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots, *, "
       "Tensor? page_table=None) -> ()");

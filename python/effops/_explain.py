@@ -37,7 +37,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
             ``batch, slots, kept, kv_heads, head_dim, v_dim``;
             accumulate_mass: ``batch, q_len, kv_len, heads, kv_heads, head_dim``; append_labels: ``batch, q_len,
             kv_heads, channels, bits``; label_topk: ``batch, kv_len, heads, kv_heads, channels, bits, selected,
-            lists``;
+            lists``; append_page_bounds: ``batch, q_len, kv_heads, head_dim``; page_topk: ``batch, kv_len, heads,
+            kv_heads, head_dim, pages`` (of a list)``, page, lists``;
             rms_norm, silu_mul: ``rows, dim`` (of x; silu_mul's is 2f); rotary: ``rows, heads, head_dim``;
             rotary_append: ``rows, heads, kv_heads, head_dim``; decoder_layer: those of attention, and ``width, inner``;
             decoder: the same and ``layers, vocab``; medusa_draft: ``batch, heads, layers, width, vocab``;
@@ -263,6 +264,27 @@ def _label_topk(
     return "\n".join(lines)
 
 
+def _append_page_bounds(*, dtype: str, kv_heads: int, head_dim: int, batch: int = 1, q_len: int = 1) -> str:
+    elements = batch * q_len * kv_heads * head_dim
+    loop = f"{batch * kv_heads} heads in parallel, {q_len} tokens one after the other, in place"
+    return _one_pass(dtype, loop, elements, 2 * elements, _NO_GRADIENT)
+
+
+def _page_topk(
+    *, dtype: str, kv_len: int, heads: int, kv_heads: int, head_dim: int, pages: int, page: int = 16, batch: int = 1,
+    lists: int = 0,
+) -> str:  # fmt: skip
+    if page == 0:
+        raise ValueError("explain: page: expected 1 or more tokens, got 0")
+    own, all_pages = heads if lists == heads else kv_heads, -(-kv_len // page)
+    loop = f"float32 bounds of {all_pages} pages; the last of {pages} by bisection on 16 bits; {batch * own} lists"
+    lines = ("backend: cpu", f"isa: {_host().cpu_isa()}", f"loop: {loop} in parallel",
+             f"bytes_read: {batch * own * all_pages * 2 * head_dim * _ITEM_BYTES[dtype]}",
+             f"bytes_written: {batch * own * pages * page * 4}", _NO_GRADIENT,
+             f"flops: {4 * batch * heads * all_pages * head_dim}")  # fmt: skip
+    return "\n".join(lines)
+
+
 def _rms_norm(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"two passes over each of {rows} rows", (rows + 1) * dim, rows * dim)
 
@@ -382,12 +404,14 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "merge_kv": _merge_kv,
     "append_kv": _append_kv,
     "append_labels": _append_labels,
+    "append_page_bounds": _append_page_bounds,
     "commit_kv": _append_kv,
     "paged_attention": _paged_attention,
     "cascade_attention": _cascade_attention,
     "sparse_attention": _sparse_attention,
     "tree_attention": _tree_attention,
     "label_topk": _label_topk,
+    "page_topk": _page_topk,
     "packed_linear": _packed_linear,
     "rms_norm": _rms_norm,
     "rotary": _rotary,

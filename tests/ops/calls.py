@@ -144,6 +144,20 @@ def label_topk() -> Arguments:
     return {"q": normal(2, 1, 4, 8), "k": 5, "num_sinks": 1, "window": 2, **cache, **lengths}
 
 
+def append_page_bounds() -> Arguments:
+    """B 2, T 3, P 2 of three tokens, G 2, D 8."""
+    return {
+        "low": normal(2, 2, 2, 8, seed=1), "high": normal(2, 2, 2, 8, seed=2), "k": normal(2, 3, 2, 8),
+        "slots": int32(0, 1, 5, 3, -1, 2).view(2, 3), "page": 3,
+    }  # fmt: skip
+
+
+def page_topk() -> Arguments:
+    """B 2, H 4, G 2, P 5 of three tokens, D 8, a list of three pages for each KV head."""
+    bounds = {"low": normal(2, 5, 2, 8, seed=1), "high": normal(2, 5, 2, 8, seed=2), "page": 3}
+    return {"q": normal(2, 1, 4, 8), "pages": 3, "num_sinks": 1, "window": 2, "kv_lens": int32(14, 8), **bounds}
+
+
 def packed_linear(rows: int = 3) -> Arguments:
     weight, bias, residual = normal(5, 8, seed=1), normal(5, seed=2), normal(rows, 5, seed=3)
     call = {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
@@ -255,6 +269,7 @@ CALLS = {
     "append_evicting": append_evicting,
     "append_kv": append_kv,
     "append_labels": append_labels,
+    "append_page_bounds": append_page_bounds,
     "attention": attention,
     "attention_backward": lambda: backward("attention", attention()),
     "cascade_attention": cascade_attention,
@@ -273,6 +288,7 @@ CALLS = {
     "moe_unpermute": lambda: {"y": normal(5, 8), "weights": normal(3, 2, seed=1), "inverse": moe_ids()},
     "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},
     "packed_linear": packed_linear,
+    "page_topk": page_topk,
     "paged_attention": paged_attention,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
     "rotary": rotary,

@@ -243,6 +243,17 @@ VALUES = [  # op, argument, value, what the error says after "op: argument: "
     ("label_topk", "num_sinks", -1, "expected 0 or more, got -1"),
     ("label_topk", "window", -1, "expected 0 or more, got -1"),
     ("label_topk", "q", normal(2, 2, 4, 8), r"expected shape \[B, T = 1, H, D\], got \[2, 2, 4, 8\]"),
+    ("append_page_bounds", "slots", int32(0, 1, 6, 3, -1, 2).view(2, 3), r"expected .+ \[-1, 6\), got 6 at .+ 2\]"),
+    ("append_page_bounds", "page", 0, "expected 1 or more, and P . page less than 2.31, got 0 beside P = 2"),
+    ("append_page_bounds", "page", 2**30, "expected 1 .+, and P . page less than 2.31, got 1073741824 beside P = 2"),
+    ("page_topk", "page", 0, "expected 1 or more, and P . page less than 2.31, got 0 beside P = 5"),
+    ("page_topk", "pages", 2, "expected as many as .+ touch or more, .+, got 2 pages of 3 tokens beside 1 and 2"),
+    ("page_topk", "pages", 2**31 // 3 + 1, "expected .+ less than 2.31, got 715827883 pages of 3 tokens beside 1 .+"),
+    ("page_topk", "window", 2**63 - 1, "expected .+, got 3 pages of 3 tokens beside 1 and 9223372036854775807"),
+    ("page_topk", "kv_lens", int32(14, 16), r"expected values in \[0, 15\] \(P . page\), got 16 at index 1"),
+    ("page_topk", "num_sinks", -1, "expected 0 or more, got -1"),
+    ("page_topk", "window", -1, "expected 0 or more, got -1"),
+    ("page_topk", "q", normal(2, 2, 4, 8), r"expected shape \[B, T = 1, H, D\], got \[2, 2, 4, 8\]"),
     ("rotary", "positions", int32(0, 1, 2, 3, 4, 9).view(2, 3), r"expected .+ \[0, 9\), got 9 at index \[1, 2\]"),
     ("decoder_layer", "kv_lens", int32(3, 7), r"expected values in \[0, 6\] \(max_kv_len\), got 7 at index 1"),
     ("decoder_layer", "kv_lens", int32(-1, 3), "expected values in .+, got -1 at index 0"),
@@ -356,7 +367,7 @@ def test_wrong_value(name, argument, value, says):
     blamed = {
         "max_kv_len": "kv_lens", "max_q_len": "cu_seqlens_q", "gated": "interleaved", "scale_gate_up": "w_gate_up",
         "bits": "bits|labels", "recent": "recent|positions", "kv_lens": "kv_lens|kept",
-    }.get(argument, argument)  # fmt: skip
+    }.get(argument, argument if argument != "window" or value < 2**62 else "pages")  # fmt: skip
     refused(op, CALLS[name]() | {argument: value}, blamed, says)
 
 

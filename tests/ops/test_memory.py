@@ -85,6 +85,17 @@ def test_merging_over_2_to_the_31_elements(dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
+def test_page_bounds_over_2_to_the_31_elements(dim):
+    k, q, slots = normal(2, 9, 2, 3), normal(2, 1, 4, 3, seed=1), torch.arange(9, dtype=torch.int32).expand(2, 9)
+    near, far = [torch.zeros(2, 5, 2, 3) for _ in range(2)], [far_apart(torch.zeros(2, 5, 2, 3), dim) for _ in range(2)]
+    ops.append_page_bounds(*near, k, slots, 2)
+    ops.append_page_bounds(*far, far_apart(k, dim), slots, 2)
+    assert all(same_bits(a, b) for a, b in zip(near, far, strict=True))
+    expected = ops.page_topk(q, *near, 3, 2, window=1)
+    assert same_bits(ops.page_topk(far_apart(q, dim), *far, 3, 2, window=1), expected)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3])
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_pages_over_2_to_the_31_elements(tokens, dim):
     table, lens = int32(1, 0).view(1, 2), int32(20)

@@ -2,11 +2,15 @@
 #include "cpu/selection/kv_merge.h"
 #include "cpu/selection/label_append.h"
 #include "cpu/selection/label_search.h"
+#include "cpu/selection/page_append.h"
+#include "cpu/selection/page_search.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
 EFFOPS_KERNEL(kv_merge, KvMergeProblem, p.dtype)
 EFFOPS_KERNEL(label_append, LabelAppendProblem, p.dtype)
+EFFOPS_KERNEL(page_append, PageAppendProblem, p.dtype)
+EFFOPS_KERNEL(page_search, PageSearchProblem, p.dtype)
 
 void label_search(const LabelSearchProblem& p, const Parallel& parallel) {
   if (p.format.bits != 0) return label_search_of<int32_t>(p, parallel);

@@ -4,7 +4,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "cpu/selection/label_keys.h"
-#include "cpu/selection/top_keys.h"
+#include "cpu/selection/list.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
@@ -28,7 +28,7 @@ struct LabelScratch {
 
 // Keys of tokens [r.first, r.last).
 template <class T>
-void label_keys(const LabelSearchProblem& p, int64_t b, int64_t list, const LabelRange& r, const LabelScratch<T>& s,
+void label_keys(const LabelSearchProblem& p, int64_t b, int64_t list, const SelectionRange& r, const LabelScratch<T>& s,
                 const QueryBytes* bytes) {
   const LabelPlanes<T> planes(p, b, p.each_head ? list / p.group() : list);
   const int shift = short_key_shift(p.format);
@@ -53,15 +53,13 @@ void label_keys(const LabelSearchProblem& p, int64_t b, int64_t list, const Labe
 }
 
 template <class T>
-void label_list(const LabelSearchProblem& p, int64_t b, int64_t list, const LabelRange& r, int32_t* to) {
-  for (int64_t j = r.start; j < r.first; ++j) *to++ = static_cast<int32_t>(j);
-  const int64_t tokens = r.last - r.first;
-  if (r.free == tokens) {
-    for (int64_t j = r.first; j < r.last; ++j) *to++ = static_cast<int32_t>(j);
-  } else if (r.free > 0) {
+void label_list(const LabelSearchProblem& p, int64_t b, int64_t list, int32_t* to) {
+  const SelectionRange r = range_of(p, b);
+  int32_t* const end = to + p.count;
+  to = write_list(r, to, [&](int32_t* free) {
     const int64_t head = p.each_head ? list : list * p.group();
     auto carve = [&](Carver& memory, bool measure, auto then) {
-      const LabelScratch<T> s(p, tokens, memory);
+      const LabelScratch<T> s(p, r.candidates(), memory);
       if constexpr (std::is_same_v<T, int32_t>) {
         const QueryBytes bytes(p, b, head, memory, measure ? nullptr : s.x);
         then(s, &bytes);
@@ -77,11 +75,10 @@ void label_list(const LabelSearchProblem& p, int64_t b, int64_t list, const Labe
         for (int64_t i = 0; i < p.rows() * p.format.channels; ++i)
           s.x[i] = query_channel(p, b, head + i / p.format.channels, i % p.format.channels);
       label_keys(p, b, list, r, s, bytes);
-      to = write_top({s.coarse, s.fine, tokens}, r.free, r.first, s.equals, to);
+      free = write_top({s.coarse, s.fine, r.candidates()}, r.free, r.first, s.equals, free);
     });
-  }
-  for (int64_t j = r.last; j < r.end; ++j) *to++ = static_cast<int32_t>(j);
-  int32_t* const end = p.indices + ((b * p.lists()) + list + 1) * p.count;
+    return free;
+  });
   std::fill(to, end, -1);
 }
 
@@ -90,7 +87,7 @@ void label_search_of(const LabelSearchProblem& p, const Parallel& parallel) {
   const int64_t lists = p.lists();
   parallel.for_each(p.batch * lists, p.batch * lists * p.capacity > 16384, [&](int64_t i) {
     const int64_t b = i / lists, list = i % lists;
-    label_list<T>(p, b, list, LabelRange::of(p, b), p.indices + i * p.count);
+    label_list<T>(p, b, list, p.indices + i * p.count);
   });
 }
 

@@ -307,6 +307,19 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         tokens = [f(q, expected, channels, 40, **options) for f in (ops.label_topk, reference.label_topk)]
         return max(_equal(got, expected), _equal(*tokens))
 
+    def pages() -> float:
+        """Bits and tokens of the reference; a page is begun anew."""
+        draw = _Draw(14, dtype)
+        k, q = draw(2, n, 3, 40), draw(2, 1, 6, 40)
+        got, expected = ([torch.zeros(2, -(-n // 4), 3, 40, dtype=dtype) for _ in range(2)] for _ in range(2))
+        slots = torch.arange(n, dtype=torch.int32).expand(2, n)
+        for append, (low, high) in ((ops.append_page_bounds, got), (reference.append_page_bounds, expected)):
+            append(low, high, k.flip(1), slots, 4)
+            append(low, high, k[:, : n // 2], slots[:, : n // 2], 4)
+        options: dict[str, Any] = {"num_sinks": 2, "window": 3, "kv_lens": _int32(n, 31)}
+        tokens = [f(q, expected[0], expected[1], 6, 4, **options) for f in (ops.page_topk, reference.page_topk)]
+        return max(*(_equal(a, b) for a, b in zip(got, expected, strict=True)), _equal(*tokens))
+
     def evict() -> float:
         """Bits of the reference: masses of few values, so that many are equal."""
         draw = _Draw(13, dtype)
@@ -338,6 +351,7 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("merge_kv", f"50 entries kept of 200 and 150, {mode}", partial(merge, mode))
     for bits in (0, 4, 8):
         yield Case("label_topk", f"labels of {bits} bits" if bits else "labels that are numbers", partial(labels, bits))
+    yield Case("page_topk", "pages of 4 tokens, a length inside a page", pages)
     yield Case("append_kv", "slots out of order, one skipped", append)
     yield Case("commit_kv", "overlapping moves", commit)
     yield Case("rotary_append", "3 + 2 + 2 heads, one token skipped", turn_and_append)

@@ -44,6 +44,11 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
         "batch": 1, "kv_len": None, "heads": None, "kv_heads": None, "channels": None, "bits": 0, "selected": None,
         "lists": 0,
     },
+    "append_page_bounds": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None},
+    "page_topk": {
+        "batch": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None, "pages": None, "page": 16,
+        "lists": 0,
+    },
     "accumulate_mass": {
         "batch": 1, "q_len": 1, "kv_len": None, "heads": None, "kv_heads": None, "head_dim": None,
     },

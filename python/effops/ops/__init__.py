@@ -20,6 +20,7 @@ from effops.ops.moe import (
     topk_routing,
 )
 from effops.ops.packed_experts import PackedExperts, pack_expert_layer, pack_experts
+from effops.ops.page_bounds import append_page_bounds, page_topk
 from effops.ops.router_losses import GlobalFrequencies, load_balancing_loss, router_z_loss
 from effops.ops.sampling import sample, sampling_probs
 from effops.ops.speculative import (
@@ -42,6 +43,7 @@ __all__ = [
     "append_evicting",
     "append_kv",
     "append_labels",
+    "append_page_bounds",
     "attention",
     "cascade_attention",
     "commit_kv",
@@ -67,6 +69,7 @@ __all__ = [
     "pack_experts",
     "pack_weight",
     "packed_linear",
+    "page_topk",
     "paged_attention",
     "rms_norm",
     "rotary",

@@ -146,6 +146,19 @@ def _label_topk_fake(
     return q.new_empty((q.shape[0], lists, k), dtype=torch.int32)
 
 
+@_fake("append_page_bounds")
+def _append_page_bounds_fake(low: Tensor, high: Tensor, k: Tensor, slots: Tensor, page: int) -> None:
+    return None
+
+
+@_fake("page_topk")
+def _page_topk_fake(
+    q: Tensor, low: Tensor, high: Tensor, pages: int, page: int, *, each_head: bool = False, **_: Any
+) -> Tensor:
+    lists = q.shape[2] if each_head else low.shape[2]
+    return q.new_empty((q.shape[0], lists, pages * page), dtype=torch.int32)
+
+
 @_fake("append_kv")
 def _append_kv_fake(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, page_table: Tensor | None = None
@@ -396,11 +409,11 @@ def _counts_versions(name: str) -> Callable[..., Any]:
 
 
 WITHOUT_GRADIENT = (
-    "accumulate_mass", "append_evicting", "append_kv", "append_labels", "attention_backward", "cascade_attention",
-    "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk", "medusa_draft", "merge_kv",
-    "moe_sort", "pack_ancestors", "packed_linear", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample",
-    "sampling_probs", "silu_mul", "sparse_attention", "tree_attention", "varlen_attention_backward", "verify_greedy",
-    "verify_rejection", "verify_typical",
+    "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention_backward",
+    "cascade_attention", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk",
+    "medusa_draft", "merge_kv", "moe_sort", "pack_ancestors", "packed_linear", "page_topk", "paged_attention",
+    "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention",
+    "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 
 for _name in ("attention", "varlen_attention"):
@@ -415,6 +428,7 @@ for _name in (
     "append_evicting",
     "append_kv",
     "append_labels",
+    "append_page_bounds",
     "commit_kv",
     "decoder",
     "decoder_layer",

@@ -46,6 +46,7 @@ from effops.reference.moe import (
     moe_unpermute,
     topk_routing,
 )
+from effops.reference.page_bounds import append_page_bounds, page_topk, page_upper_bounds
 from effops.reference.router_losses import load_balancing_loss, router_z_loss
 from effops.reference.sampling import sample, sampling_probs
 from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
@@ -56,6 +57,7 @@ __all__ = [
     "append_evicting",
     "append_kv",
     "append_labels",
+    "append_page_bounds",
     "attention",
     "cascade_attention",
     "commit_kv",
@@ -81,6 +83,8 @@ __all__ = [
     "pack_mask",
     "pack_weight",
     "packed_linear",
+    "page_topk",
+    "page_upper_bounds",
     "paged_attention",
     "rms_norm",
     "rotary",
