@@ -20,6 +20,7 @@ from effops.cache import (
     OutOfPagesError,
     PagedKVCache,
     PrefixTreeKVCache,
+    QuestKVCache,
     StreamingKVCache,
     TreeNodes,
 )
@@ -247,6 +248,23 @@ class OffloadedMachine(LabelledMachine):
         self.directory.cleanup()
 
 
+class QuestMachine(DenseMachine):
+    """Every key lies within the bounds of its page."""
+
+    PAGE = 4
+
+    def new_cache(self) -> Any:
+        return QuestKVCache(LAYERS, BATCH, CAPACITY, HEADS, DIM, page=self.PAGE, budget=12, num_sinks=1, window=4)
+
+    @invariant()
+    def holds_bounds_of_its_keys(self):
+        for layer in self.cache.layers:
+            for row, own in enumerate(self.held):
+                pages = torch.arange(len(own)) // self.PAGE
+                keys = layer.k[row, : len(own)]
+                assert (layer.low[row, pages] <= keys).all() and (keys <= layer.high[row, pages]).all()
+
+
 class PagedMachine(Machine):
     def new_cache(self) -> Any:
         return PagedKVCache(LAYERS, BATCH, PAGES, PAGE, HEADS, DIM, capacity=CAPACITY)
@@ -443,11 +461,12 @@ class StreamingMachine(Machine):
 
 for machine in (
     DenseMachine, LabelledMachine, NumberLabelsMachine, OffloadedMachine, PagedMachine, PrefixTreeMachine,
-    StreamingMachine,
+    QuestMachine, StreamingMachine,
 ):  # fmt: skip
     machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestDense, TestPaged, TestStreaming = DenseMachine.TestCase, PagedMachine.TestCase, StreamingMachine.TestCase
-TestPrefixTree, TestOffloaded = PrefixTreeMachine.TestCase, OffloadedMachine.TestCase
+TestPrefixTree, TestQuest = PrefixTreeMachine.TestCase, QuestMachine.TestCase
+TestOffloaded = OffloadedMachine.TestCase
 TestLabelled, TestNumberLabels = LabelledMachine.TestCase, NumberLabelsMachine.TestCase
 
 

@@ -1,4 +1,4 @@
-"""KV caches: the interface a decoder uses; dense, paged, labelled, offloaded, streaming,
+"""KV caches: the interface a decoder uses; dense, paged, labelled, Quest's, offloaded, streaming,
 prefix-sharing, evicting and merging caches."""
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from effops.cache.merged_layer import MergedLayer
 from effops.cache.offloaded import OffloadedKVCache, OffloadedLayer, Traffic
 from effops.cache.paged import OutOfPagesError, PageAllocator, PagedKVCache, PagedLayer
 from effops.cache.prefix_tree import PrefixStep, PrefixTreeKVCache, PrefixTreeLayer
+from effops.cache.quest import QuestKVCache, QuestLayer
+from effops.cache.selecting import SelectingLayer
 from effops.cache.streaming import DuoKVCache, StreamingKVCache, StreamingLayer, StreamingStep
 
 __all__ = [
@@ -38,6 +40,9 @@ __all__ = [
     "PrefixStep",
     "PrefixTreeKVCache",
     "PrefixTreeLayer",
+    "QuestKVCache",
+    "QuestLayer",
+    "SelectingLayer",
     "Step",
     "StreamingKVCache",
     "StreamingLayer",

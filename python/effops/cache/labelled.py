@@ -15,6 +15,7 @@ from effops import ops
 from effops.cache.base import Step
 from effops.cache.dense import DenseKVCache, DenseLayer
 from effops.cache.memory import cache_memory
+from effops.cache.selecting import SelectingLayer
 
 Statistic = Literal["qk", "q", "k"]
 
@@ -121,49 +122,31 @@ def calibrate_channels(model: Any, batches: Iterable[Tensor], *, statistic: Stat
     return LabelChannels(torch.stack(order).int(), low, high)
 
 
-class LabelledLayer(DenseLayer):
+class LabelledLayer(SelectingLayer):
     """Keys, values and labels of one layer. ``labels`` [B,L,G,r], or words of few bits; memory [B,G,words,L]."""
 
-    __slots__ = ("_options", "budget", "channels", "labels", "num_sinks", "offsets", "scales", "window")
+    __slots__ = ("_options", "channels", "labels", "offsets", "scales")
 
     def __init__(
         self, k: Tensor, v: Tensor, labels: Tensor, channels: tuple[Tensor, Tensor | None, Tensor], bits: int,
         budget: int, num_sinks: int, window: int,
     ) -> None:  # fmt: skip
-        super().__init__(k, v)
+        super().__init__(k, v, budget, num_sinks, window)
         self.labels = labels
         ids, scales, offsets = channels
         self.channels, self.offsets = ids.to(k.device), offsets.to(k.device)
         self.scales = None if scales is None else scales.to(k.device)
-        self.budget, self.num_sinks, self.window = budget, num_sinks, window
         self._options: dict[str, Any] = {"bits": bits} | ({} if self.scales is None else {"scales": self.scales})
 
     def append(self, k: Tensor, v: Tensor, step: Step) -> None:
         super().append(k, v, step)
         ops.append_labels(self.labels, k, step.slots, self.channels, offsets=self.offsets, **self._options)
 
-    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
-        heads = qkv.shape[2] - 2 * self.k.shape[2]
-        keys_end = heads + self.k.shape[2]
-        turned = ops.rotary(qkv[:, :, :keys_end], cos, sin, step.positions)
-        self.append(turned[:, :, heads:], qkv[:, :, keys_end:], step)
-        return turned[:, :, :heads]
-
-    def attend(self, q: Tensor, step: Step, *, causal: bool = True, **options: Any) -> Tensor:
-        chooses = step.slots.shape[1] == 1 and step.tree is None and not options.get("window")
-        if not chooses or not 0 < self.budget < step.max_kv_len:
-            return super().attend(q, step, causal=causal, **options)
-        options.pop("window", None)
-        indices = ops.label_topk(
+    def _select(self, q: Tensor, step: Step) -> Tensor:
+        return ops.label_topk(
             q, self.labels, self.channels, self.budget, kv_lens=step.kv_lens, num_sinks=self.num_sinks,
             window=self.window, **self._options,
         )  # fmt: skip
-        return self._attend_listed(q, indices, step, **options)
-
-    def _attend_listed(self, q: Tensor, indices: Tensor, step: Step, **options: Any) -> Tensor:
-        out = ops.sparse_attention(q, self.k, self.v, indices, kv_lens=step.kv_lens, **options)
-        assert isinstance(out, Tensor)
-        return out
 
 
 class LabelledKVCache(DenseKVCache):

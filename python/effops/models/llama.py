@@ -21,6 +21,7 @@ from effops.cache import (
     OffloadedKVCache,
     PagedKVCache,
     PrefixTreeKVCache,
+    QuestKVCache,
     Step,
     StreamingKVCache,
     TreeNodes,
@@ -128,6 +129,11 @@ class Llama(nn.Module):
         """An empty cache whose decode steps attend to few tokens; ``options`` are those of
         :class:`effops.cache.LabelledKVCache`, ``channels`` what :func:`effops.cache.calibrate_channels` found."""
         return self._new(LabelledKVCache, batch_size, capacity, **options)
+
+    def new_quest_cache(self, batch_size: int, capacity: int, **options: Any) -> QuestKVCache:
+        """An empty cache whose decode steps attend to few pages; ``options`` are those of
+        :class:`effops.cache.QuestKVCache`."""
+        return self._new(QuestKVCache, batch_size, capacity, **options)
 
     def new_offloaded_cache(self, batch_size: int, capacity: int, **options: Any) -> OffloadedKVCache:
         """An empty labelled cache over a file in ``directory``; the other options are those of
