@@ -28,6 +28,11 @@ def test_a_case_counted_by_hand():
     assert work.flops == 2 * 8 * (43 * 4 * 64 + 700 * 2 * 8)
     assert (work.others["attend"].bytes, work.others["select"].bytes) == (rows + ends + lists, labels + lists)
     assert work.others["dense"].bytes == 2 * 2 * 2 * 700 * 64 * 2 + ends
+    page_rows, bounds, pages = 2 * 2 * 2 * 48 * 64 * 2, 2 * 2 * 2 * 44 * 64 * 2, 2 * 2 * 48 * 4  # 3 of 44 pages
+    assert GROUPED.pages == 3
+    assert work.others["quest"].bytes == page_rows + bounds + ends + 2 * pages
+    assert work.others["quest"].flops == 2 * 8 * (48 * 4 * 64 + 44 * 4 * 64)
+    assert (work.others["quest select"].bytes, work.others["quest select"].flops) == (bounds + pages, 2 * 8 * 44 * 256)
     assert work.others["torch"].bytes == rows + 2 * 2 * 700 * 8 * 2 + ends
     assert work.others["rows"].bytes == rows
 
@@ -60,6 +65,9 @@ def test_other_tokens_are_seen(case):
     other[0, 0, -sparse.WINDOW - 1] -= 1
     assert work.check("select", lists) == 0 and work.check("select", other) == torch.inf
     assert work.check("select", lists.flip(1)) == torch.inf
+    pages = work.candidates["quest select"](0)
+    assert work.check("quest select", pages) == 0 and work.check("quest select", pages + 1) == torch.inf
+    assert work.check("quest", work.candidates["quest"](0)) <= 1 < work.check("quest", dense)
     spoilt = right.clone()
     spoilt[-1, -1, -1, -1] = torch.nan
     assert work.check("attend", right) <= 1 and work.check("attend", spoilt) == torch.inf

@@ -17,10 +17,11 @@ from effops.bench.work import Other, Work, candidate, in_cache
 from effops.cache.memory import cache_memory
 from effops.reference.bounds import Interval, attention_bound, sparse_attention_bound
 
-OWN = ("effops", "attend", "select", "dense")
+OWN = ("effops", "attend", "select", "quest", "quest select", "dense")
 PEERS = ("torch", "rows")
 GPU_PEERS = ("torch",)
 NUM_SINKS, WINDOW = 4, 16
+PAGE = 16  # tokens that Quest chooses together
 RANGE = 3.0  # deviations of a key's channel that labels tell apart
 
 
@@ -47,6 +48,11 @@ class Case:
     def selected(self) -> int:
         return max(NUM_SINKS + WINDOW, self.kv_len // self.fraction)
 
+    @property
+    def pages(self) -> int:
+        """As many tokens in whole pages; at least those that the first and the last tokens touch."""
+        return max(-(-NUM_SINKS // PAGE) - (-(WINDOW - 1) // PAGE) + 1, self.selected // PAGE)
+
 
 def default_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[Case]:
     """GQA 4, 1 and 8; a batch; wider labels; the longest context."""
@@ -67,13 +73,15 @@ def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[C
 
 @dataclass
 class _Inputs:
-    """One copy: a query, a cache, its labels, and the lists that they give."""
+    """One copy: a query, a cache, its labels, the lists that they give, and the bounds of its pages."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     labels: Tensor
     lists: Tensor
+    low: Tensor
+    high: Tensor
 
 
 class _Labels:
@@ -102,6 +110,22 @@ class _Labels:
         options = {"num_sinks": NUM_SINKS, "window": WINDOW, **self.options}
         lists: Tensor = by.label_topk(q, labels, self.channels, self.case.selected, **options)
         return lists
+
+
+def _bounds(case: Case, k: Tensor) -> list[Tensor]:
+    """Low and high [B,P,G,D], memory [B,G,P,D]."""
+    size = (case.batch, case.kv_heads, -(-case.kv_len // PAGE), case.head_dim)
+    low, high = (cache_memory(*size, dtype=k.dtype, device="cpu").transpose(1, 2) for _ in range(2))
+    slots = torch.arange(case.kv_len, dtype=torch.int32).expand(case.batch, -1)
+    ops.append_page_bounds(low, high, k, slots, PAGE)
+    return [low, high]
+
+
+def _search_pages(case: Case, x: _Inputs, *, by: Any = ops) -> Tensor:
+    lens = torch.full((case.batch,), case.kv_len, dtype=torch.int32)
+    options = {"kv_lens": lens, "num_sinks": NUM_SINKS, "window": WINDOW}
+    lists: Tensor = by.page_topk(x.q, x.low, x.high, case.pages, PAGE, **options)
+    return lists
 
 
 class _Torch:
@@ -152,12 +176,14 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         q = draw(case.batch, 1, case.heads, case.head_dim)
         own = [x if i == 0 else in_cache(x) for x in (k, v)]
         mine = kept if i == 0 else labels.of(k)
-        inputs.append(_Inputs(q, own[0], own[1], mine, labels.search(q, mine)))
+        inputs.append(_Inputs(q, own[0], own[1], mine, labels.search(q, mine), *_bounds(case, own[0])))
 
     ours: dict[str, Callable[[_Inputs], Callable[[], Any]]] = {
         "effops": lambda x: lambda: ops.sparse_attention(x.q, x.k, x.v, labels.search(x.q, x.labels)),
         "attend": lambda x: partial(ops.sparse_attention, x.q, x.k, x.v, x.lists),
         "select": lambda x: partial(labels.search, x.q, x.labels),
+        "quest": lambda x: lambda: ops.sparse_attention(x.q, x.k, x.v, _search_pages(case, x)),
+        "quest select": lambda x: partial(_search_pages, case, x),
         "dense": lambda x: partial(ops.attention, x.q, x.k, x.v),
     }
     theirs: dict[str, Callable[[_Inputs], Callable[[], Any]]] = {
@@ -167,9 +193,18 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
     ends, lists = 2 * inputs[0].q.nbytes, inputs[0].lists.nbytes
     pair, scored = 4 * case.batch * case.heads * case.head_dim, 2 * case.batch * case.heads * case.channels
     number = case.batch * case.kv_heads * case.kv_len * case.channels * k.element_size()
+    bounds, paged = inputs[0].low.nbytes * 2, case.pages * PAGE
+    page_rows, page_lists = rows // case.selected * paged, lists // case.selected * paged
+    compared = 2 * case.batch * case.heads * case.head_dim * inputs[0].low.shape[1] * 2
     others = {
         "attend": Other("sparse_attention alone, over lists made before", rows + ends + lists, pair * case.selected),
         "select": Other("label_topk alone", kept.nbytes + lists, scored * case.kv_len),
+        "quest": Other(
+            f"sparse_attention over {case.pages} pages that bounds find",
+            page_rows + bounds + ends + 2 * page_lists,
+            pair * paged + compared,
+        ),
+        "quest select": Other("page_topk alone", bounds + page_lists, compared),
         "dense": Other("attention over all tokens", k.nbytes + v.nbytes + ends, pair * case.kv_len),
         "torch": Other("the same, labels being numbers", rows + number + ends, pair * case.selected),
         "rows": Other("sums of the rows: the rate of reads at random", rows, rows // k.element_size()),
@@ -196,6 +231,10 @@ def _checker(case: Case, x: _Inputs, labels: _Labels) -> Callable[[str, Any], fl
     def right() -> Tensor:
         return labels.search(x.q, x.labels, by=reference)
 
+    @cache
+    def right_pages() -> Tensor:
+        return _search_pages(case, x, by=reference)
+
     def exact(lists: Tensor | None, b: int, g: int) -> Interval:
         own = slice(b, b + 1), slice(None), slice(g, g + 1)
         q, k, v = x.q[b : b + 1, :, g * group : (g + 1) * group], x.k[own], x.v[own]
@@ -204,12 +243,15 @@ def _checker(case: Case, x: _Inputs, labels: _Labels) -> Callable[[str, Any], fl
         return sparse_attention_bound(q, k, v, lists[b : b + 1, g : g + 1].int())[0]
 
     def check(name: str, result: Any) -> float:
-        if name == "select":
-            return 0.0 if torch.equal(result, right()) else torch.inf
+        if name in ("select", "quest select"):
+            return 0.0 if torch.equal(result, right() if name == "select" else right_pages()) else torch.inf
         if name == "rows":
             total, sums = torch.cat([t.double().sum().view(1) for t in result]), _row_sums(x)
             return float(((total - sums[0]).abs() / sums[1]).max())
-        out, lists = result if name == "torch" else (result, None if name == "dense" else right())
+        if name == "torch":
+            out, lists = result
+        else:
+            out, lists = result, None if name == "dense" else right_pages() if name == "quest" else right()
         if out.shape != x.q.shape or out.dtype != x.q.dtype:
             return torch.inf
         parts = {(b, g): out[b : b + 1, :, g * group : (g + 1) * group] for b, g in corners}
