@@ -89,7 +89,7 @@ def test_a_cache_that_is_wrong_with_all_tokens_is_a_failure(tiny_dir, monkeypatc
     ],
 )
 def test_verdicts(losses, expected):
-    headline = {variant.name: (x, 0.01) for variant, x in zip(VARIANTS, losses, strict=True)}
+    headline = {variant.name: (x, 0.01) for variant, x in zip(VARIANTS, (*losses, 0.0), strict=True)}
     verdict, said = double_sparsity._judged(headline, Measured([2.0]), 120, 1920)
     assert verdict == expected and f"{losses[0]:+.3f}" in said and "120 tokens after 1920" in said
 

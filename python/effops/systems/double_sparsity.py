@@ -2,7 +2,7 @@
 step attends to.
 
 Measured on held-out text and on recall: by how many tokens and channels, by calibrated channels against random ones,
-and against a step that sees the same number of first and last tokens.
+against a step that sees the same number of first and last tokens, and against Quest's pages (arXiv 2406.10774).
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ VOCABULARY, RECALL_SAMPLES, RECALL_CONTEXT = 256, 32, 2000
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step finds its tokens. ``share``: one in so many channels; 0: no labels, the first and last tokens."""
+    """How a step finds its tokens. ``share``: one in so many channels; 0: no labels, the first and last tokens, or
+    where there is a ``page``, pages of so many tokens by their bounds."""
 
     name: str
     share: int
     random: bool = False
+    page: int = 0
 
 
 VARIANTS = (
@@ -59,7 +61,9 @@ VARIANTS = (
     Variant("D/4 channels", 4),
     Variant("D/4 random ones", 4, random=True),
     Variant("first and last", 0),
+    Variant("pages of 8", 0, page=8),
 )
+PAGED_WINDOW = 9  # last tokens that are always seen: with the first 4 they touch three pages, no more than 24 tokens
 
 
 def channels_of(run: Run) -> LabelChannels:
@@ -85,6 +89,11 @@ def new_cache_of(
     model: Llama, channels: LabelChannels, variant: Variant, budget: int, dense_layers: int = 2
 ) -> NewCache:
     def new_cache(batch: int, capacity: int) -> KVCache:
+        if variant.page:
+            return model.new_quest_cache(
+                batch, capacity, budget=budget - budget % variant.page, page=variant.page, window=PAGED_WINDOW,
+                dense_layers=dense_layers,
+            )  # fmt: skip
         if not variant.share:
             return RecentKVCache.of(model, batch, capacity, budget=budget, dense_layers=dense_layers)
         chosen = randomised(channels) if variant.random else channels
@@ -98,6 +107,13 @@ def new_cache_of(
 
 def channel_count(model: Llama, variant: Variant) -> int:
     return max(1, model.config.head_dim // variant.share) if variant.share else 0
+
+
+def label_bits(model: Llama, variant: Variant) -> int:
+    """What a step reads to find its tokens, a token and KV head."""
+    if variant.page:
+        return 2 * model.config.head_dim * model.dtype.itemsize * 8 // variant.page
+    return channel_count(model, variant) * BITS
 
 
 def budgets_of(context: int) -> list[int]:
@@ -214,17 +230,18 @@ def _loss_table(
         ("full cache", None, full.loss, None, None, bytes_read(model, length) / 1e6, full.step_ms)
     ]
     for variant in VARIANTS:
-        bits = channel_count(model, variant) * BITS
         for budget in budgets:
             measured, (mean, error) = losses[_key(variant, budget)], above[_key(variant, budget)]
-            read = bytes_read(model, length, budget=budget, label_bits=bits)
+            tokens = budget - budget % max(1, variant.page)
+            read = bytes_read(model, length, budget=tokens, label_bits=label_bits(model, variant))
             rows.append((variant.name, budget, measured.loss, mean, error, read / 1e6, measured.step_ms))
     return Table(
         f"held-out text, {len(full.losses)} files: {SCORED} tokens after {prompt}, one decode step each",
         ("found by", "tokens", "nats", "above full", "±", "MB read", "ms"),
         rows,
-        "nats a token; ±: standard error of the difference over files; MB: keys, values and labels of a step of one "
-        f"sequence; ms: a step of {BATCH}. The first two layers see every key in all rows.",
+        "nats a token; ±: standard error of the difference over files; MB: keys, values and labels or bounds of a step "
+        f"of one sequence; ms: a step of {BATCH}. The first two layers see every key in all rows; pages are whole ones "
+        "within so many tokens.",
     )
 
 
