@@ -74,6 +74,18 @@ def test_only_updates_embedding_and_norms_are_trained():
     assert not torch.equal(model.layers[1].self_attn.qkv_proj.weight, frozen["layers.1.self_attn.qkv_proj.weight"])
 
 
+def test_every_update_is_drawn_by_itself():
+    downs = []
+    for seed in (0, 1):
+        model = Llama.random(TINY)
+        add_lora_(model, 3, seed=seed)
+        downs += [x for name, x in model.named_parameters() if name.endswith(".down")]
+    assert len(downs) == 12
+    assert not any(
+        torch.equal(x[:3], y[:3]) for i, x in enumerate(downs) for y in downs[:i] if x.shape[1] == y.shape[1]
+    )
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="LoRALinear: rank: expected 1 or more, got 0"):
         LoRALinear(Linear(4, 6), 0)

@@ -63,16 +63,18 @@ class LoRALinear(nn.Module):
         return self.base
 
 
-def add_lora_(model: Llama, rank: int = 8, *, alpha: float = 16.0) -> list[nn.Parameter]:
+def add_lora_(model: Llama, rank: int = 8, *, alpha: float = 16.0, seed: int = 0) -> list[nn.Parameter]:
     """Makes LongLoRA's training set-up of a model with ordinary attention, in place: everything frozen but low-rank
-    updates of the query, key, value and output projections, the embedding and the norms. The parameters to train."""
+    updates of the query, key, value and output projections, the embedding and the norms. ``seed`` is of what they are
+    drawn from. The parameters to train."""
     model.requires_grad_(False)
+    first = 2 * len(model.layers) * seed  # two draws a layer
     for i, layer in enumerate(model.layers):
         attention: Any = layer.self_attn
         heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
         parts = [n * attention.head_dim for n in heads]
-        attention.qkv_proj = LoRALinear(attention.qkv_proj, rank, alpha=alpha, parts=parts, seed=2 * i)
-        attention.o_proj = LoRALinear(attention.o_proj, rank, alpha=alpha, seed=2 * i + 1)
+        attention.qkv_proj = LoRALinear(attention.qkv_proj, rank, alpha=alpha, parts=parts, seed=first + 2 * i)
+        attention.o_proj = LoRALinear(attention.o_proj, rank, alpha=alpha, seed=first + 2 * i + 1)
     for module in model.modules():
         if isinstance(module, RMSNorm | nn.Embedding):
             module.requires_grad_(True)
