@@ -20,7 +20,7 @@ def small(monkeypatch):
     for name, value in {
         "BATCH": 3, "PROMPT": 96, "OWN": 5, "SCORED": 4, "LAYER": {"heads": 4, "kv_heads": 2, "dim": 16},
         "BATCHES": (1, 2, 5), "PREFIXES": (32, 64, 128), "SUFFIX": 16, "TREE_BATCH": 6, "ROOT": 64, "BRANCHES": 3,
-        "BRANCH": 32,
+        "BRANCH": 32, "ENOUGH": 0,
     }.items():  # fmt: skip
         monkeypatch.setattr(hydragen, name, value)
 
@@ -93,5 +93,5 @@ def test_verdicts(tiny_dir, monkeypatch, capsys, faster, expected):
 def test_a_result_that_is_no_number_is_a_difference(at):
     results = [torch.ones(2), torch.ones(2), torch.ones(2)]
     results[at] = torch.tensor([torch.nan, 1.0])
-    _, error = hydragen._compared([lambda x=x: x for x in results], rounds=1)
+    _, error = hydragen._compared([lambda x=x: x for x in results])
     assert not error <= hydragen.TOLERANCE

@@ -38,6 +38,7 @@ PAGE = 16
 BATCH, PROMPT, OWN, SCORED = 16, 1024, 32, 24
 TOLERANCE = 1e-3  # of the largest logit, or result
 FASTER = 1.1
+ENOUGH = 0.5  # seconds
 KINDS = ("shared", "each for itself")
 LAYER = {"heads": 32, "kv_heads": 8, "dim": 128}  # of an 8B-class model
 BATCHES, PREFIXES, SUFFIX = (1, 4, 16, 64), (1024, 4096, 16384), 64
@@ -154,14 +155,16 @@ def _int32(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def _compared(calls: Sequence[Callable[[], Tensor]], rounds: int = 3) -> tuple[list[float], float]:
-    """Seconds of each, the least of some rounds, and the largest difference from the last one's results, in parts of
-    their largest."""
+def _compared(calls: Sequence[Callable[[], Tensor]]) -> tuple[list[float], float]:
+    """Seconds of each, the least of three rounds or more, and the largest difference from the last one's results, in
+    parts of their largest."""
     results = [call() for call in calls]
     differences = torch.stack([(x - results[-1]).abs().max() for x in results])
     error = float(differences.max() / results[-1].abs().max())
     seconds = [math.inf] * len(calls)
-    for _ in range(rounds):
+    start, rounds = time.perf_counter(), 0
+    while rounds < 3 or time.perf_counter() - start < ENOUGH:
+        rounds += 1
         for i, call in enumerate(calls):
             begin = time.perf_counter()
             call()
