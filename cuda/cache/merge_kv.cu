@@ -35,7 +35,7 @@ __global__ void key_norms(const __grid_constant__ Params a) {
   if (index >= p.batch * p.heads * p.slots) return;
   const Head h(p, index, p.slots);
   C norm = 0;
-  if (p.mode != KvMerge::none && h.i < p.len(h.b)) {
+  if (p.mode != KvMerge::none && p.kept.count > 0 && h.i < p.len(h.b)) {
     const T* const key = row_of<T>(p.k, h.b, h.g, h.i);
     C largest = 0, squares = 0;
     for (int64_t d = lane_index(); d < p.k_dim; d += kWarp) {
