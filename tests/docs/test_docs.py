@@ -108,16 +108,17 @@ def test_the_pages_bytes(caches):
     assert caches["offloaded"].nbytes == 512 * label + 2 * 128 * row / c.num_hidden_layers
     for name, held, slots in (("h2o", 128, 128), ("snapkv", 159, 128 + 64)):
         assert caches[name].held == [held] and caches[name].nbytes == slots * (row + 8 * heads)
+    assert caches["merged"].held == [40 + 54 + 31] and caches["merged"].nbytes == 512 * row
     assert 0 < caches["offloaded"].traffic.hit_rate < 1
 
 
 @pytest.mark.parametrize(
     "name, back, refused",
     [("dense", 0, None), ("paged", 0, None), ("tree", 0, None), ("labelled", 0, None), ("offloaded", 0, None),
-     ("streaming", 64, 90), ("duo", 64, 90), ("h2o", 0, 1), ("snapkv", 31, 32)],
+     ("streaming", 64, 90), ("duo", 64, 90), ("h2o", 0, 1), ("snapkv", 31, 32), ("merged", 31, 32)],
 )  # fmt: skip
 def test_the_pages_refusals(caches, name, back, refused):
-    """A rollback of so many tokens is taken or, where the table says so, refused; trees by heavy hitters alone."""
+    """A rollback of so many tokens is taken or, where the table says so, refused; trees by evicting ones alone."""
     kv = caches[name]
     lengths = list(kv.lengths)
     kv.rollback([max(0, n - back) for n in lengths])
@@ -127,8 +128,8 @@ def test_the_pages_refusals(caches, name, back, refused):
         with pytest.raises(ValueError, match=f"{type(kv).__name__}: lengths: expected"):
             kv.rollback([n - refused for n in lengths])
     nodes = TreeNodes(ancestor_bits([-1, 0])[None], int32(0, 1)[None], 1)
-    if name in ("h2o", "snapkv"):
-        with pytest.raises(ValueError, match="HeavyHitterKVCache: tree: expected None"):
+    if name in ("h2o", "snapkv", "merged"):
+        with pytest.raises(ValueError, match=f"{type(kv).__name__}: tree: expected None"):
             kv.plan(2, None, nodes)
     else:
         assert kv.plan(2, None, nodes).tree is nodes
