@@ -104,6 +104,7 @@ def test_the_pages_bytes(caches):
     assert caches["streaming"].nbytes == caches["endless"].nbytes == 336 * row
     assert caches["duo"].nbytes == (full * 2048 + (1 - full) * 336) * row
     assert caches["labelled"].nbytes == 512 * (row + label)
+    assert caches["quest"].nbytes == 512 * (row + row // 2 * 2 // 16)  # keys are half of a row
     assert caches["offloaded"].file_nbytes == 512 * row
     assert caches["offloaded"].nbytes == 512 * label + 2 * 128 * row / c.num_hidden_layers
     for name, held, slots in (("h2o", 128, 128), ("snapkv", 159, 128 + 64)):
@@ -114,7 +115,8 @@ def test_the_pages_bytes(caches):
 
 @pytest.mark.parametrize(
     "name, back, refused",
-    [("dense", 0, None), ("paged", 0, None), ("tree", 0, None), ("labelled", 0, None), ("offloaded", 0, None),
+    [("dense", 0, None), ("paged", 0, None), ("tree", 0, None), ("labelled", 0, None), ("quest", 0, None),
+     ("offloaded", 0, None),
      ("streaming", 64, 90), ("duo", 64, 90), ("h2o", 0, 1), ("snapkv", 31, 32), ("merged", 31, 32)],
 )  # fmt: skip
 def test_the_pages_refusals(caches, name, back, refused):
