@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from effops.cache.base import Step
 from effops.cache.dense import DenseLayer
 
 
-class SelectingLayer(DenseLayer):
+class SelectingLayer(DenseLayer, ABC):
     """Keys and values of one layer, of which a decode step attends to up to ``budget`` tokens a list (0: to all), the
     first ``num_sinks`` and the last ``window`` among them; ``_select`` names them.
 
@@ -38,9 +39,9 @@ class SelectingLayer(DenseLayer):
         options.pop("window", None)
         return self._attend_listed(q, self._select(q, step), step, **options)
 
+    @abstractmethod
     def _select(self, q: Tensor, step: Step) -> Tensor:
         """int32 [B,G,S], what ``ops.sparse_attention`` takes."""
-        raise NotImplementedError
 
     def _attend_listed(self, q: Tensor, indices: Tensor, step: Step, **options: Any) -> Tensor:
         out = ops.sparse_attention(q, self.k, self.v, indices, kv_lens=step.kv_lens, **options)
