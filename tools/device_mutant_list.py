@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mutant_list import Mutant
+from mutant import Mutant
 
 
 @dataclass(frozen=True)

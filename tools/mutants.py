@@ -21,8 +21,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache_mutant_list import CACHE_MUTANTS
 from device_mutant_list import DEVICE_MUTANTS, DeviceMutant
-from mutant_list import MUTANTS, Mutant
+from mutant import Mutant
+from mutant_list import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("csrc", "cuda", "third_party", "tests/cpp", "tests/simt", "CMakeLists.txt")
@@ -190,11 +192,15 @@ def report(results: list[Result]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simt", action="store_true", help="in the CUDA kernels, run on the host machine")
-    names = [m.name for m in (*MUTANTS, *DEVICE_MUTANTS)]
+    names = [m.name for m in (*MUTANTS, *CACHE_MUTANTS, *DEVICE_MUTANTS)]
     parser.add_argument("--only", metavar="NAME", choices=names, help="plant this one alone")
     parser.add_argument("--list", action="store_true", help="list the mutants and what should notice them")
     arguments = parser.parse_args()
-    chosen = [m for m in (DEVICE_MUTANTS if arguments.simt else MUTANTS) if arguments.only in (None, m.name)]
+    chosen = [
+        m
+        for m in (DEVICE_MUTANTS if arguments.simt else (*MUTANTS, *CACHE_MUTANTS))
+        if arguments.only in (None, m.name)
+    ]
     if arguments.list:
         for mutant in chosen:
             print(f"{mutant.name:32} {mutant.file:36} {mutant.notices}")
