@@ -99,7 +99,7 @@ class StreamingLayer:
         assert self._fresh is not None
         k, v = self._fresh
         self._fresh = None
-        starts = None if step.max_kv_len == k.shape[1] == min(step.lengths) else k.shape[1] - step.kv_lens
+        starts = None if step.max_kv_len == k.shape[1] == min(step.lengths, default=0) else k.shape[1] - step.kv_lens
         if self._cache.position_mode == "absolute":
             options |= {"head_windows": self._windows, "num_sinks": self._cache.num_sinks}
         return ops.attention(q, k, v, kv_starts=starts, **options)
