@@ -60,7 +60,8 @@ __global__ void kept_places(const __grid_constant__ Params a) {
   if (index >= p.batch * p.heads * p.kept.count) return;
   const Head h(p, index, p.kept.count);
   const int64_t slot = p.entry(h.b, h.g, h.i);
-  if (slot >= 0 && slot < p.len(h.b)) p.nearest[p.at(h.b, h.g, slot)] = static_cast<int32_t>(h.i);
+  if (slot < 0 || slot >= p.len(h.b)) return;
+  atomicMax(&p.nearest[p.at(h.b, h.g, slot)], static_cast<int32_t>(h.i));  // unchecked, an entry may be named twice
 }
 
 // A warp has an evicted entry, a lane every 32nd of the kept ones.
@@ -132,7 +133,7 @@ __global__ void merged_rows(const __grid_constant__ Params a) {
     }
     if (there) to[c] = count == 0 ? plain : narrow<T>(own + sum / static_cast<C>(count + 1));
   }
-  if (threadIdx.x == 0) similarity[slot] = 1;
+  if (threadIdx.x == 0 && nearest[slot] == h.i) similarity[slot] = 1;
 }
 
 template <class T>
