@@ -174,9 +174,23 @@ CACHE_MUTANTS = (
     Mutant(
         "ties-to-any",
         "csrc/cpu/selection/top_keys.h",
-        "taken = fine > fine_edge || (fine == fine_edge && left-- > 0);",
-        "taken = fine > fine_edge || (fine == fine_edge && i % 2 == 0 && left-- > 0);",
+        "fine > fine_edge || (fine == fine_edge && left-- > 0)",
+        "fine > fine_edge || (fine == fine_edge && bits % 2 == 0 && left-- > 0)",
         "equal scores at the edge",
+    ),
+    Mutant(
+        "sample-is-believed",
+        "csrc/cpu/selection/top_keys.h",
+        "    if (reach.high >= take_) {\n      low_ = high;",
+        "    if (reach.high >= take_ / 2) {\n      low_ = high;",
+        "keys that a bracket leaves out",
+    ),
+    Mutant(
+        "places-behind-the-list",
+        "csrc/cpu/selection/top_keys.h",
+        "if (end - to < 64) {",
+        "if (end - to < 1) {",
+        "eight places at a time, over the end of a list",
     ),
     Mutant(
         "pages-in-line-by-the-first-two",

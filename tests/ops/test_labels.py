@@ -173,6 +173,26 @@ def test_the_largest_attention_scores(bits):
     assert found == 50 if bits == 0 else found >= (48 if bits == 8 else 40)
 
 
+@pytest.mark.parametrize("order", ("drawn", "ascending", "descending", "one", "periodic"))
+@pytest.mark.parametrize("tokens", (8191, 8192, sized(40001, 8200)))
+@pytest.mark.parametrize("bits", (4, 8))
+def test_many_tokens(bits, tokens, order):
+    """So many that a sample tells where the last one taken is looked for: also where the sample is no likeness."""
+    q, channels = normal(1, 1, 2, 8), torch.arange(8, dtype=torch.int32)[None]
+    labels = some_labels(1, tokens, 1, 8, bits=bits, dtype=torch.float32)
+    if order in ("ascending", "descending"):
+        first = labels[..., :1] & 2**bits - 1
+        labels = labels.gather(1, first.argsort(1, descending=order == "descending").expand_as(labels))
+    elif order == "one":
+        labels[:, 1:] = labels[:, :1].clone()
+        labels[:, tokens // 2] ^= 0x33333333
+    elif order == "periodic":  # the sample sees one label only
+        labels[:, ::8] = labels[:, :1].clone()
+    for k in (1, 20, tokens // 16, tokens - 1):
+        got = ops.label_topk(q, labels, channels, k, bits=bits)
+        assert torch.equal(got, reference.label_topk(q, labels, channels, k, bits=bits))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_permuted_tokens_are_the_same_tokens(bits):
     q, labels = normal(2, 1, 4, 16), some_labels(2, 500, 2, 8, bits=bits, dtype=torch.float32)

@@ -103,14 +103,15 @@ inline int short_key_shift(const LabelFormat& f) {
 
 template <int R>
 void short_sums(const int32_t* words, int64_t n, const QueryBytes& q, int64_t row, int16_t* keys) {
+  auto query = [&](int64_t r) {
+    return Sums16::Query{q.words[r].low, q.words[r].high, static_cast<int16_t>(q.less[r])};
+  };
+  const Sums16::Query queries[4] = {query(row), query(row + (R > 1)), query(row + R / 2), query(row + R - 1)};
   for (int64_t j = 0; j < n; j += kNibbleTokens) {
-    const Nibbles x(words + j);
-    auto best = Sums16::of(x, q.words[row].low, q.words[row].high, static_cast<int16_t>(q.less[row]));
+    const NibblePairs x(words + j);
+    auto best = Sums16::of(x, queries[0]);
 #pragma GCC unroll 4
-    for (int r = 1; r < R; ++r) {
-      const QueryBytes::Word w = q.words[row + r];
-      best = max_of_sums(best, Sums16::of(x, w.low, w.high, static_cast<int16_t>(q.less[row + r])));
-    }
+    for (int r = 1; r < R; ++r) best = max_of_sums(best, Sums16::of(x, queries[r]));
     if (row > 0) best = max_of_sums(best, Sums16::load(keys + j));
     best.store(keys + j);
   }

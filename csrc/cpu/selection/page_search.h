@@ -23,7 +23,7 @@ struct PageScratch {
       : q(memory.take<float>(p.rows() * bound_width(p.dim))),
         low(memory.take<float>(bound_width(p.dim))),
         high(memory.take<float>(bound_width(p.dim))),
-        coarse(memory.take<int16_t>(candidates + 32)),
+        coarse(memory.take<int16_t>(candidates + 64)),
         fine(memory.take<int32_t>(candidates)),
         equals(memory.take<int32_t>(candidates)),
         chosen(memory.take<int32_t>(p.count)) {}
