@@ -30,8 +30,8 @@ set(EFFOPS_FLAGS_avx512bf16 ${EFFOPS_FLAGS_avx512} -mavx512vnni -mavx512bf16)
 
 set(EFFOPS_CPU_OBJECTS "")
 foreach(isa ${EFFOPS_BUILT_ISAS})
-  add_library(effops_cpu_${isa} OBJECT csrc/cpu/kernels.cpp csrc/cpu/attention/kernels.cpp csrc/cpu/moe/kernels.cpp
-              csrc/cpu/selection/kernels.cpp)
+  add_library(effops_cpu_${isa} OBJECT csrc/cpu/kernels.cpp csrc/cpu/attention/kernels.cpp csrc/cpu/gemv/kernels.cpp
+              csrc/cpu/moe/kernels.cpp csrc/cpu/selection/kernels.cpp)
   target_compile_definitions(effops_cpu_${isa} PRIVATE EFFOPS_ISA=${isa})
   # GNU's unique symbols would stay global through objcopy; an inline variable that is read from memory is one.
   target_compile_options(effops_cpu_${isa} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)

@@ -31,6 +31,7 @@ void attention_backward(const AttentionProblem&, const AttentionGradients&, cons
 void attention_mass(const MassProblem&, const Parallel&);
 void merge_states(const MergeProblem&, const Parallel&);
 void linear(const LinearProblem&, const Parallel&);
+void packed_linear(const PackedLinearProblem&, const Parallel&);
 void rms_norm(const RmsNormProblem&, const Parallel&);
 void rotary(const RotaryProblem&, const Parallel&);
 void rotary_append(const RotaryAppendProblem&, const Parallel&);

@@ -9,6 +9,7 @@
 #include "common/linear_problem.h"
 #include "common/mass_problem.h"
 #include "common/moe_problem.h"
+#include "common/packed_problem.h"
 #include "common/page_bounds.h"
 #include "common/parallel.h"
 #include "common/sampling_problem.h"
@@ -23,6 +24,7 @@ struct Kernels {
   void (*attention_mass)(const MassProblem&, const Parallel&);
   void (*merge_states)(const MergeProblem&, const Parallel&);
   void (*linear)(const LinearProblem&, const Parallel&);
+  void (*packed_linear)(const PackedLinearProblem&, const Parallel&);
   void (*rms_norm)(const RmsNormProblem&, const Parallel&);
   void (*rotary)(const RotaryProblem&, const Parallel&);
   void (*rotary_append)(const RotaryAppendProblem&, const Parallel&);

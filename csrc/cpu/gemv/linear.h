@@ -6,7 +6,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "cpu/gemv/dot_rows.h"
-#include "cpu/layer/layer.h"
+#include "cpu/gemv/linear_rows.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
@@ -41,7 +41,7 @@ class LinearTask {
     for (int64_t first = 0; first < p.rows;)
       by_group(p.rows - first, [&](auto group) {
         for (int m = 0; m < group() && first + m < p.rows; ++m)
-          place_query<P, T, group()>(prepared(p, first + m, row), 1, p.in, m, x);
+          place_query<P, T, group()>(prepared_row(p, first + m, row), 1, p.in, m, x);
         for (int64_t m = p.rows - first; m < group(); ++m) repeat_query<P, group()>(int(m), p.in, x);
         first += group();
         x += padded_k(p) * group();
@@ -62,15 +62,6 @@ class LinearTask {
     if (left >= 3) return f(std::integral_constant<int, 4>());
     if (left == 2 || V::width == 16) return f(std::integral_constant<int, 2>());
     f(std::integral_constant<int, 1>());
-  }
-
-  // Row i of f(x), in place where f is nothing.
-  static const T* prepared(const LinearProblem& p, int64_t i, T* row) {
-    const T* x = reinterpret_cast<const T*>(p.x) + i * p.x_row;
-    if (p.norm == nullptr && !p.gated) return x;
-    if (p.gated) silu_mul_row(x, x + p.in, p.in, row);
-    if (p.norm != nullptr) rms_norm_row(x, reinterpret_cast<const T*>(p.norm), p.in, p.norm_eps, 0, row);
-    return row;
   }
 
   // A stretch of features for a group of MR rows. The first group asks for the next stretch; what the
@@ -97,17 +88,8 @@ class LinearTask {
       y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, InterleavedQuery<P, MR>{x});
     }
     rows_apart<MR>(y);
-    for (int m = 0; m < MR && first_row + m < p_.rows; ++m) finish(first_row + m, begin, int(end - begin), y[m]);
-  }
-
-  // Features [n, n + count) of a row.
-  void finish(int64_t row, int64_t n, int count, V y) const {
-    T* to = reinterpret_cast<T*>(p_.y) + row * p_.y_row + n;
-    if (p_.bias != nullptr) y = y + load_some<V>(reinterpret_cast<const T*>(p_.bias) + n, count);
-    if (p_.silu) y = y * sigmoid(y);
-    if (p_.residual != nullptr)
-      y = y + load_some<V>(reinterpret_cast<const T*>(p_.residual) + row * p_.residual_row + n, count);
-    store_n(y, to, count);
+    for (int m = 0; m < MR && first_row + m < p_.rows; ++m) 
+      finish_features<T>(p_, first_row + m, begin, int(end - begin), y[m]);
   }
 
   const LinearProblem& p_;

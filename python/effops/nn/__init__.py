@@ -8,6 +8,7 @@ from effops.nn.basic import MLP, Linear, RMSNorm
 from effops.nn.decoder import DecoderLayer
 from effops.nn.latent import LatentAttention
 from effops.nn.moe import MoE, Router, Routing
+from effops.nn.packed import PackedLinear, Quantized, quantize_
 from effops.nn.rotary import RotaryEmbedding, inverse_frequencies
 
 __all__ = [
@@ -18,10 +19,13 @@ __all__ = [
     "LatentAttention",
     "Linear",
     "MoE",
+    "PackedLinear",
+    "Quantized",
     "RMSNorm",
     "Rope",
     "RotaryEmbedding",
     "Router",
     "Routing",
     "inverse_frequencies",
+    "quantize_",
 ]

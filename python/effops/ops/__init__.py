@@ -6,7 +6,7 @@ from effops.ops.cascade import KVLevel, cascade_attention
 from effops.ops.decoder import decoder, decoder_layer
 from effops.ops.eviction import accumulate_mass, append_evicting
 from effops.ops.experts import expert_capacity, expert_choice_routing, limit_capacity, lora_experts
-from effops.ops.gemv import PackedWeight, pack_weight, packed_linear
+from effops.ops.gemv import packed_linear
 from effops.ops.labels import append_labels, label_topk
 from effops.ops.layer import rms_norm, rotary, rotary_append, silu_mul
 from effops.ops.merging import MergedEntries, merge_kv
@@ -20,6 +20,7 @@ from effops.ops.moe import (
     topk_routing,
 )
 from effops.ops.packed_experts import PackedExperts, pack_expert_layer, pack_experts
+from effops.ops.packed_weight import PackedWeight, pack_weight
 from effops.ops.page_bounds import append_page_bounds, page_topk
 from effops.ops.router_losses import GlobalFrequencies, load_balancing_loss, router_z_loss
 from effops.ops.sampling import sample, sampling_probs

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effops.ops._call import BelowAutograd, dispatches
+from effops.ops.packed_weight import PackedWeight
 
 _packed_linear = torch.ops.effops.packed_linear.default
-_FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """The weight of a linear layer in the format that :func:`packed_linear` reads."""
-
-    format: str
-    data: Tensor  # [N, K]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.data.shape[0], self.data.shape[1]
-
-    def dequantize(self) -> Tensor:
-        """The weight ``[N, K]`` as the product sees it."""
-        return self.data
-
-
-def pack_weight(w: Tensor, format: str | None = None) -> PackedWeight:
-    """Prepares a weight ``[N, K]``. A weight that is in the format already is held, not copied.
-
-    Args:
-        format: ``"f32"``, ``"bf16"`` or ``"f16"``; None: that of w's dtype.
-
-    Raises:
-        ValueError: unknown format, or w is not a matrix of a floating dtype.
-    """
-    if w.dim() != 2:
-        raise ValueError(f"pack_weight: w: expected shape [N, K], got {list(w.shape)}")
-    if format is None:
-        format = next((name for name, dtype in _FORMATS.items() if dtype == w.dtype), str(w.dtype))
-    if format not in _FORMATS:
-        raise ValueError(f"pack_weight: format: expected one of {', '.join(_FORMATS)}, got {format}")
-    if not w.is_floating_point():
-        raise ValueError(f"pack_weight: w: expected a floating dtype, got {w.dtype}")
-    return PackedWeight(format, w.detach().to(_FORMATS[format]))
+_quantized_linear = torch.ops.effops.quantized_linear.default
 
 
 def packed_linear(
@@ -69,7 +33,8 @@ def packed_linear(
 
     Args:
         x: ``[..., K]`` (``[..., 2K]`` if gated), float32, bfloat16, float16 or float64.
-        weight: ``[N, K]``, packed or plain, x's dtype; any strides, rows contiguous for speed.
+        weight: ``[N, K]``, packed or plain, x's dtype; any strides, rows contiguous for speed. Or quantised: x is then
+            float32, bfloat16 or float16, products are summed in float32 by groups, and any number of rows streams.
         bias: ``[N]``; residual: ``[..., N]``, added in the epilogue; x's dtype.
         norm: ``[K]``, x's dtype: ``rms_norm(x, norm, norm_eps)`` comes first.
         gated: ``silu_mul(x)`` comes first; excludes norm.
@@ -77,7 +42,8 @@ def packed_linear(
     Returns:
         ``[..., N]``, contiguous, x's dtype. No gradient: raises where one is asked for.
     """
-    w = weight.data if isinstance(weight, PackedWeight) else weight
+    packed = isinstance(weight, PackedWeight)
+    w = weight.data if packed else weight
     options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
     if residual is not None:
         options["residual"] = residual
@@ -85,7 +51,12 @@ def packed_linear(
         options["norm"], options["norm_eps"] = norm, norm_eps
     if gated:
         options["gated"] = True
+    arguments: tuple[Any, ...] = (x, w, bias)
+    op = _packed_linear
+    if packed and weight.scales is not None:
+        arguments = (x, w, weight.scales, weight.zeros, weight.shape[0], weight.bits, bias)
+        op = _quantized_linear
     if dispatches(x, w, bias, residual, norm):
-        return _packed_linear(x, w, bias, **options)
+        return op(*arguments, **options)
     with BelowAutograd():
-        return _packed_linear(x, w, bias, **options)
+        return op(*arguments, **options)

@@ -310,7 +310,7 @@ def merge_states_bound(outs: Tensor, lses: Tensor) -> tuple[Interval, Interval]:
 
 def packed_linear_bound(
     x: Tensor,
-    weight: Tensor,
+    weight: Any,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
@@ -320,30 +320,49 @@ def packed_linear_bound(
 ) -> Interval:
     """``packed_linear``: sums of K products and two addends (g(K + 3)); the result is rounded (u). On torch's GEMM
     path, which more than 16 rows take, so may be the product before its bias and their sum before the residual.
-    The error of ``norm`` or ``gated``, rounded to the dtype, passes through the absolute weights."""
+    The error of ``norm`` or ``gated``, rounded to the dtype, passes through the absolute weights.
+
+    A quantised weight's numbers and zero are summed apart, a step and a difference a group: K + 2 groups + 6 roundings
+    of |scale| (|number| + |zero|)."""
     u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), weight.shape[-1]
+    quantized = getattr(weight, "scales", None) is not None
     before = Interval(x.detach().to(torch.float64), x.new_zeros((), dtype=torch.float64))
     if norm is not None:
         before = rms_norm_bound(x, norm, norm_eps)
     if gated:
         before = silu_mul_bound(x)
-    x64, w64, b64, r64 = before.value, _wide(weight), _wide(bias), _wide(residual)
-    assert w64 is not None
+    x64, b64, r64 = before.value, _wide(bias), _wide(residual)
+    w64, sizes, roundings = _quantized_sizes(weight) if quantized else _plain_sizes(weight)
     product = packed_linear(x64, w64)
     biased = product if b64 is None else product + b64
     value = biased if r64 is None else biased + r64
     absolute = [None if t is None else t.abs() for t in (b64, r64)]
     largest_x = x64.abs() + before.error
-    magnitude = packed_linear(largest_x, w64.abs(), absolute[0], residual=absolute[1])
+    magnitude = packed_linear(largest_x, sizes, absolute[0], residual=absolute[1])
     passed = packed_linear(before.error.expand_as(x64), w64.abs())
-    sums = _chain(features + 3, w) * magnitude
+    sums = _chain(features + roundings, w) * magnitude
     inner = torch.zeros_like(value)
-    if math.prod(x.shape[:-1]) > 16:
+    if math.prod(x.shape[:-1]) > 16 and not quantized:
         inner += 0 if bias is None else u * (product.abs() + passed + sums)
         inner += 0 if residual is None else u * (biased.abs() + passed + sums + inner)
-    largest = largest_x.amax() + w64.abs().amax() if x.numel() and weight.numel() else 0.0
+    largest = largest_x.amax() + sizes.amax() if x.numel() and w64.numel() else 0.0
     error = (passed + sums + inner) * (1 + u) + u * value.abs() + FLUSH * (features * largest + 1) + _smallest(x.dtype)
     return _interval(value, error, x.dtype)
+
+
+def _plain_sizes(weight: Any) -> tuple[Tensor, Tensor, int]:
+    """The weight, what its products are of the size of, and the roundings beside those of K sums."""
+    w64 = (weight if isinstance(weight, Tensor) else weight.data).detach().to(torch.float64)
+    return w64, w64.abs(), 3
+
+
+def _quantized_sizes(weight: Any) -> tuple[Tensor, Tensor, int]:
+    numbers, scales, zeros = (t.to(torch.float64) for t in weight.numbers())
+    if numbers.numel() == 0:
+        return numbers, numbers, 3
+    groups = scales.shape[1]
+    each, scale, zero = numbers.unflatten(1, (groups, -1)), scales[..., None], zeros[..., None]
+    return ((each - zero) * scale).flatten(1), (scale.abs() * (each.abs() + zero.abs())).flatten(1), 2 * groups + 6
 
 
 def rms_norm_bound(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Interval:

@@ -16,14 +16,40 @@ def _widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def pack_weight(w: Tensor, format: str | None = None) -> Tensor:
-    """The weight [N,K] in the given format's dtype: here packing changes nothing but the dtype."""
+def pack_weight(
+    w: Tensor, format: str | None = None, *, group_size: int | None = None, symmetric: bool = True
+) -> Tensor:
+    """The weight [N,K] that the format leaves of w: in its dtype, or float32 numbers of steps for int8 and int4."""
     formats = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     if format is None:
         return w
+    if format in ("int8", "int4"):
+        return _quantized(w.float(), 8 if format == "int8" else 4, group_size, symmetric)
     if format not in formats:
         raise RuntimeError(f"pack_weight: format: expected one of {', '.join(formats)}, got {format!r}")
     return w.to(formats[format])
+
+
+def _quantized(w: Tensor, bits: int, group_size: int | None, symmetric: bool) -> Tensor:
+    """Groups of ``group_size`` inputs (None: 128 for 4 bits where it divides K, else all) have one step: the largest
+    size over 2^(bits - 1) - 1, or the range with zero over 2^bits - 1 and a zero that is a whole number of steps."""
+    if w.shape[1] == 0:
+        return w
+    if group_size is None:
+        group_size = 128 if bits == 4 and w.shape[1] % 128 == 0 else w.shape[1]
+    out = torch.zeros_like(w)
+    for n in range(w.shape[0]):
+        for first in range(0, w.shape[1], group_size):
+            row = w[n, first : first + group_size]
+            most = 2 ** (bits - 1) - 1
+            low, high = row.min().clamp(max=0), row.max().clamp(min=0)
+            step = row.abs().max() / most if symmetric else (high - low) / (2**bits - 1)
+            if step == 0:
+                continue
+            lowest = -most if symmetric else (low / step).round()
+            numbers = (row / step).round().clamp(lowest, lowest + (2 * most if symmetric else 2**bits - 1))
+            out[n, first : first + group_size] = numbers * step
+    return out
 
 
 def packed_linear(

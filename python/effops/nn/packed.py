@@ -1,0 +1,147 @@
+"""Linear layers with packed weights, and models whose linear layers become such."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effops import ops
+from effops.nn import functional
+from effops.nn.basic import Linear, RMSNorm
+from effops.ops.packed_weight import PackedWeight
+
+
+class PackedLinear(nn.Module):
+    """:class:`effops.nn.Linear` with a quantised weight: x [...,K] · weight [N,K]ᵀ + bias, plus an optional residual.
+
+    The weight's tensors are buffers, so that ``state_dict`` and ``load_state_dict`` hold them bit for bit. A gradient
+    reaches x, the bias and the residual through the dequantised weight; the weight has none.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.format = weight.format
+        for name, t in weight.tensors().items():
+            self.register_buffer(name, t)
+        if weight.zeros is None:
+            self.register_buffer("zeros", None)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
+        self._packed: PackedWeight | None = None
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Module, format: str = "int4", *, group_size: int | None = None, symmetric: bool = True
+    ) -> PackedLinear:
+        """Of a layer with ``weight`` [N,K] and ``bias``, as :func:`effops.ops.pack_weight` packs it."""
+        own: Any = linear
+        return cls(ops.pack_weight(own.weight, format, group_size=group_size, symmetric=symmetric), own.bias)
+
+    @property
+    def weight(self) -> PackedWeight:
+        own: Any = self._buffers
+        packed = self._packed
+        if packed is None or packed.data is not own["data"] or packed.scales is not own["scales"]:
+            packed = PackedWeight.from_tensors({name: t for name, t in own.items() if t is not None})
+            self._packed = packed
+        return packed
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def extra_repr(self) -> str:
+        n, k = self.weight.shape
+        return f"in_features={k}, out_features={n}, bias={self.bias is not None}, format={self.format}"
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None, gated: bool = False
+    ) -> Tensor:
+        bias = self._parameters["bias"]
+        first = None if norm is None else norm._parameters["weight"]
+        eps = 1e-6 if norm is None else norm.eps
+        weight = self.weight
+        if functional.takes_torch_path(x, bias, residual, first):
+            if norm is not None:
+                x = functional.rms_norm(x, norm.weight, eps)
+            if gated:
+                x = functional.silu_mul(x)
+            y = F.linear(x, weight.dequantize().to(x.dtype), bias)
+            return y if residual is None else y + residual
+        return ops.packed_linear(x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What :func:`quantize_` did to a layer."""
+
+    name: str
+    shape: tuple[int, int]
+    nbytes_before: int
+    nbytes: int
+
+
+def quantize_(
+    model: nn.Module,
+    format: str = "int4",
+    *,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    skip: Sequence[str] = ("*lm_head",),
+) -> list[Quantized]:
+    """Replaces every linear layer of a model, torch's or this package's, by a :class:`PackedLinear`, in place.
+
+    Args:
+        format, group_size, symmetric: as in :func:`effops.ops.pack_weight`. A group size that does not divide a layer's
+            inputs is an error that names the layer.
+        skip: patterns of names of layers that stay as they are. A weight that two modules share stays in any case.
+
+    Returns:
+        The layers that were replaced.
+
+    Raises:
+        ValueError: a weight that cannot be packed so; nothing is replaced then.
+    """
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    packed: list[tuple[nn.Module, str, PackedLinear]] = []
+    made: dict[nn.Module, PackedLinear] = {}  # a layer in two places stays one
+    report = []
+    for name, parent, child, linear in _linear_layers(model):
+        if any(fnmatchcase(name, pattern) for pattern in skip) or counts[id(linear.weight)] > 1:
+            continue
+        if linear in made:
+            packed.append((parent, child, made[linear]))
+            continue
+        try:
+            new = PackedLinear.from_linear(linear, format, group_size=group_size, symmetric=symmetric)
+        except ValueError as error:
+            raise ValueError(f"quantize_: {name}: {error}") from None
+        new.train(linear.training)
+        made[linear] = new
+        packed.append((parent, child, new))
+        own: Any = linear
+        report.append(Quantized(name, new.weight.shape, own.weight.nbytes, new.weight.nbytes))
+    for parent, child, new in packed:
+        setattr(parent, child, new)
+    return report
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    for name, module in model.named_modules():
+        for child, layer in module._modules.items():
+            if type(layer) in (Linear, nn.Linear):
+                yield f"{name}.{child}" if name else child, module, child, layer

@@ -1,0 +1,108 @@
+"""Modules with packed weights: what their layer says, in any model, saved and loaded, with gradients to inputs."""
+
+from __future__ import annotations
+
+import effops
+import pytest
+import torch
+from effops import ops
+from effops.models import Llama, ModelConfig
+from effops.nn import Linear, PackedLinear, RMSNorm, quantize_
+from strategies.values import normal, same_bits
+from torch import nn
+
+FORMATS = ("int8", "int4")
+
+
+def config(**changes) -> ModelConfig:
+    sizes = {
+        "model_type": "llama", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    return ModelConfig.from_dict(sizes | changes)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_layer_is_the_op(format):
+    linear = Linear(48, 20, bias=True)
+    with torch.no_grad():
+        linear.weight.copy_(normal(20, 48))
+        linear.bias.copy_(normal(20, seed=1))
+    packed = PackedLinear.from_linear(linear, format, group_size=16)
+    assert (packed.in_features, packed.out_features) == (48, 20) and format in repr(packed)
+    x, residual, norm = normal(3, 48, seed=2), normal(3, 20, seed=3), RMSNorm(48)
+    with torch.no_grad():
+        norm.weight.copy_(normal(48, seed=4))
+        weight = ops.pack_weight(linear.weight, format, group_size=16)
+        assert same_bits(packed(x, residual), ops.packed_linear(x, weight, linear.bias, residual=residual))
+        expected = ops.packed_linear(x, weight, linear.bias, norm=norm.weight, norm_eps=norm.eps)
+        assert same_bits(packed(x, None, norm), expected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradients_pass_through(format):
+    packed = PackedLinear.from_linear(nn.Linear(24, 10), format)
+    x = normal(3, 24).requires_grad_()
+    out = packed(x)
+    torch.testing.assert_close(out, x @ packed.weight.dequantize().T + packed.bias)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, packed.weight.dequantize().sum(0).expand(3, -1))
+    assert packed.bias.grad is not None and [name for name, _ in packed.named_parameters()] == ["bias"]
+
+
+@pytest.mark.parametrize("symmetric", (True, False))
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_model_and_its_state(format, symmetric):
+    """Other modules than ours; a state that comes back bit for bit; the rest of the model untouched."""
+
+    def build() -> nn.Sequential:
+        inner = nn.Sequential(nn.Linear(32, 24, bias=False))
+        return nn.Sequential(nn.Linear(16, 32), nn.GELU(), inner, nn.LayerNorm(24))
+
+    torch.manual_seed(0)
+    model, plain, other = build(), build(), build()
+    x = normal(5, 16)
+    with torch.no_grad():
+        plain.load_state_dict(model.state_dict())
+        report = quantize_(model, format, symmetric=symmetric)
+        assert [r.name for r in report] == ["0", "2.0"] and [r.shape for r in report] == [(32, 16), (24, 32)]
+        assert isinstance(model[0], PackedLinear) and isinstance(model[3], nn.LayerNorm)
+        for mine, layer in ((model[0], plain[0]), (model[2][0], plain[2][0])):
+            layer.weight.copy_(mine.weight.dequantize())
+        out = model(x)
+        torch.testing.assert_close(out, plain(x), rtol=1e-5, atol=1e-5)
+        quantize_(other, format, symmetric=symmetric)
+        other.load_state_dict(model.state_dict())
+        assert same_bits(other(x), out)
+
+
+def test_what_stays():
+    model = nn.ModuleDict({"a": nn.Linear(8, 8), "lm_head": nn.Linear(8, 8), "twice": nn.Linear(8, 8)})
+    model["again"] = model["twice"]
+    model["tied"] = nn.Linear(8, 8)
+    model["embedding"] = nn.Embedding(8, 8)
+    model["tied"].weight = model["embedding"].weight
+    quantize_(model, "int8")
+    kinds = {name: type(module) for name, module in model.items()}
+    assert kinds["a"] is PackedLinear and kinds["lm_head"] is nn.Linear and kinds["tied"] is nn.Linear
+    assert model["twice"] is model["again"] and kinds["twice"] is PackedLinear
+    with pytest.raises(ValueError, match="quantize_: odd: pack_weight: group_size: expected a multiple of 8 that"):
+        quantize_(nn.ModuleDict({"even": nn.Linear(16, 8), "odd": nn.Linear(12, 8)}), "int4", group_size=16)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_model_decodes(format):
+    """Steps over a cache have the logits of the whole sequence, and those of a model with the weights as packed."""
+    model, plain = (Llama.random(config(), seed=1, std=0.2) for _ in range(2))
+    tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for report in effops.quantize_(model, format):
+            plain.get_submodule(report.name).weight.copy_(model.get_submodule(report.name).weight.dequantize())
+            assert report.nbytes < report.nbytes_before
+        whole = model(tokens)
+        cache = model.new_cache(2, 12)
+        steps = torch.cat([model(tokens[:, :7], cache), *(model(tokens[:, i : i + 1], cache) for i in range(7, 12))], 1)
+        torch.testing.assert_close(whole, plain(tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
+    assert type(model.lm_head) is Linear and type(model.layers[0].mlp.down_proj) is PackedLinear
