@@ -11,6 +11,7 @@ TREE, VERIFY = (f"csrc/common/{f}.cpp" for f in ("tree", "verify"))
 ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.h", "csrc/ops/moe.cpp"
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
+PACKED, LINEAR_ROWS = "csrc/cpu/gemv/packed.h", "csrc/cpu/gemv/linear_rows.h"
 
 MUTANTS = (
     Mutant(
@@ -191,16 +192,16 @@ MUTANTS = (
     ),
     Mutant(
         "gemv-bias-lost",
-        LINEAR,
-        "if (p_.bias != nullptr) y = y +",
-        "if (p_.bias != nullptr && row == 0) y = y +",
+        LINEAR_ROWS,
+        "if (p.bias != nullptr) y = y +",
+        "if (p.bias != nullptr && row == 0) y = y +",
         "bias with more than one row",
     ),
     Mutant(
         "gemv-residual-lost",
-        LINEAR,
-        "if (p_.residual != nullptr)\n",
-        "if (p_.residual != nullptr && row == 0)\n",
+        LINEAR_ROWS,
+        "if (p.residual != nullptr)\n",
+        "if (p.residual != nullptr && row == 0)\n",
         "residual with more than one row",
     ),
     Mutant(
@@ -256,9 +257,44 @@ MUTANTS = (
     Mutant(
         "linear-norm-of-the-first-row",
         LINEAR,
-        "prepared(p, first + m, row)",
-        "prepared(p, p.norm != nullptr ? first : first + m, row)",
+        "prepared_row(p, first + m, row)",
+        "prepared_row(p, p.norm != nullptr ? first : first + m, row)",
         "packed_linear with a norm and more than one row",
+    ),
+    Mutant(
+        "packed-zero-only-of-four-bits",
+        PACKED,
+        "if (zeros || p.bits == 4) sum",
+        "if (p.bits == 4) sum",
+        "int8 weights whose zero is not in the middle",
+    ),
+    Mutant(
+        "packed-one-chain",
+        PACKED,
+        "for (int s = 1; s < kSums; ++s) sum",
+        "for (int s = 1; s < 1; ++s) sum",
+        "one row of packed weights, whose sums go in several chains",
+    ),
+    Mutant(
+        "packed-scale-of-the-first-group",
+        PACKED,
+        "Vec::load(scales + g * kPackedPanel",
+        "Vec::load(scales + 0 * kPackedPanel",
+        "packed weights of several groups",
+    ),
+    Mutant(
+        "packed-upper-half-late",
+        PACKED,
+        "if (i == 4) words[j]",
+        "if (i == 5) words[j]",
+        "the fifth input of a word of four bits",
+    ),
+    Mutant(
+        "packed-group-sum-with-the-next",
+        PACKED,
+        "sums[g * MR + m] = sum;",
+        "sums[g * MR + m] = g == 0 ? sum : sums[m];",
+        "a zero beside several groups",
     ),
     Mutant(
         "stream-masks-four-of-eight-rows",
@@ -480,8 +516,8 @@ MUTANTS = (
     ),
     Mutant(
         "linear-without-silu",
-        LINEAR,
-        "if (p_.silu) y = y * sigmoid(y);",
+        LINEAR_ROWS,
+        "if (p.silu) y = y * sigmoid(y);",
         "",
         "medusa_draft with layers that do something",
     ),

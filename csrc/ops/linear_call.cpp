@@ -14,8 +14,8 @@ LinearCall::LinearCall(const char* op, const Tensor& x_, int64_t in, int64_t out
     if (gated) in /= 2;
   }
   const int64_t row = gated ? 2 * in : in;
-  EFFOPS_CHECK(x.dim >= 1 && x.size(x.dim - 1) == row, op, ": x: expected shape [..., ", in < 0 ? "K" : std::to_string(row),
-               "], got ", x.shape());
+  EFFOPS_CHECK(x.dim >= 1 && x.size(x.dim - 1) == row, op, ": x: expected shape [..., ",
+               in < 0 ? "K" : std::to_string(row), "], got ", x.shape());
   EFFOPS_CHECK(!norm || !gated, op, ": norm: expected none beside gated, got a tensor");
   p.in = in;
   p.out = out;

@@ -7,8 +7,8 @@ namespace effops::ops {
 namespace {
 
 // The weight's memory, as common/packed_problem.h says; tensors that are not contiguous become copies.
-void weight_of(const char* op, PackedLinearProblem& p, const Arg& x, Tensor& data, Tensor& scales, OptionalTensor& zeros,
-               int64_t bits) {
+void weight_of(const char* op, PackedLinearProblem& p, const Arg& x, Tensor& data, Tensor& scales,
+               OptionalTensor& zeros, int64_t bits) {
   const int64_t panels = p.panels();
   EFFOPS_CHECK(bits == 4 || bits == 8, op, ": bits: expected 4 or 8, got ", bits);
   const Arg s(op, "scales", scales);
@@ -28,7 +28,8 @@ void weight_of(const char* op, PackedLinearProblem& p, const Arg& x, Tensor& dat
     d.is(aoti_torch_dtype_int8(), "int8");
   }
   d.same_device(x);
-  check_shape(d, {{"panels", panels}, {"inputs", p.padded_in() / (bits == 4 ? kPackedSteps : 1)}, {"32", kPackedPanel}});
+  check_shape(d,
+              {{"panels", panels}, {"inputs", p.padded_in() / (bits == 4 ? kPackedSteps : 1)}, {"32", kPackedPanel}});
   p.data = contiguous_data(d, data);
   p.scales = reinterpret_cast<const float*>(contiguous_data(s, scales));
   if (!zeros) return;

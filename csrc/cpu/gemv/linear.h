@@ -88,7 +88,7 @@ class LinearTask {
       y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, InterleavedQuery<P, MR>{x});
     }
     rows_apart<MR>(y);
-    for (int m = 0; m < MR && first_row + m < p_.rows; ++m) 
+    for (int m = 0; m < MR && first_row + m < p_.rows; ++m)
       finish_features<T>(p_, first_row + m, begin, int(end - begin), y[m]);
   }
 

@@ -1,6 +1,6 @@
-// y = f(x) W^T (+ bias) (+ residual) with a quantised W: one pass over its bytes. Floor: those bytes at read bandwidth for
-// few rows, multiplications for many. A number costs three operations: a mask (or a widening load), a conversion and
-// the multiply-add; its step and zero cost one of each a group.
+// y = f(x) W^T (+ bias) (+ residual) with a quantised W: one pass over its bytes. Floor: those bytes at read bandwidth
+// for few rows, multiplications for many. A number costs three operations: a mask (or a widening load), a conversion
+// and the multiply-add; its step and zero cost one of each a group.
 #pragma once
 
 #include "common/packed_problem.h"
@@ -102,12 +102,12 @@ class PackedRows {
 
   void place() const {
     visit([&](auto mr, int64_t first, float* x, float* sums) {
-      for (int m = 0; m < mr(); ++m)
-        place_row<mr()>(std::min(first + m, p_.linear.rows - 1), m, x, sums);
+      for (int m = 0; m < mr(); ++m) place_row<mr()>(std::min(first + m, p_.linear.rows - 1), m, x, sums);
     });
   }
 
-  // f(rows of a group as a constant, its first row, its x, its sums): 8, 4, 2 or 1, where a group may lack its last row.
+  // f(rows of a group as a constant, its first row, its x, its sums): 8, 4, 2 or 1, where a group may lack its last
+  // row.
   template <class F>
   void visit(F&& f) const {
     float *x = x_, *sums = sums_;

@@ -42,8 +42,6 @@ def packed_linear(
     Returns:
         ``[..., N]``, contiguous, x's dtype. No gradient: raises where one is asked for.
     """
-    packed = isinstance(weight, PackedWeight)
-    w = weight.data if packed else weight
     options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
     if residual is not None:
         options["residual"] = residual
@@ -51,12 +49,16 @@ def packed_linear(
         options["norm"], options["norm_eps"] = norm, norm_eps
     if gated:
         options["gated"] = True
-    arguments: tuple[Any, ...] = (x, w, bias)
-    op = _packed_linear
-    if packed and weight.scales is not None:
-        arguments = (x, w, weight.scales, weight.zeros, weight.shape[0], weight.bits, bias)
-        op = _quantized_linear
-    if dispatches(x, w, bias, residual, norm):
-        return op(*arguments, **options)
+    op: Any = _packed_linear
+    arguments: tuple[Any, ...] = (x, weight, bias)
+    if isinstance(weight, PackedWeight):
+        arguments = (x, weight.data, bias)
+        if weight.scales is not None:
+            op = _quantized_linear
+            arguments = (x, weight.data, weight.scales, weight.zeros, weight.shape[0], weight.bits, bias)
+    if dispatches(x, arguments[1], bias, residual, norm):
+        out: Tensor = op(*arguments, **options)
+        return out
     with BelowAutograd():
-        return op(*arguments, **options)
+        out = op(*arguments, **options)
+        return out
