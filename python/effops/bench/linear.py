@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,10 @@ from torch import Tensor
 from effops import ops
 from effops.bench.peers import llama_cpp
 from effops.bench.roof import last_level_cache_bytes
-from effops.bench.work import Call, Missing, Work
+from effops.bench.work import Call, Missing, Other, Work
 from effops.reference.bounds import packed_linear_bound
 
+OWN = ("effops", "int8", "int4")
 PEERS = ("torch", "torch-f32", "llama.cpp")
 CHECKED = 256  # output features that the check looks at, half from either end
 
@@ -34,11 +36,15 @@ class Case:
 
 
 def default_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[Case]:
-    """4096 × 11008 with 1, 4 and 8 rows; then the four weights of an 8B-class decoder layer with one row."""
+    """4096 × 11008 with 1, 4 and 8 rows; two smaller weights with 1 and 8; then the four weights of an 8B-class decoder
+    layer with one row."""
     for dtype in dtypes:
         for rows in (1, 4, 8):
             yield Case(dtype, rows)
-    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)):
+    for n, k in ((4096, 4096), (2048, 5632)):
+        for rows in (1, 8):
+            yield Case(dtypes[0], rows, n, k)
+    for n, k in ((6144, 4096), (28672, 4096), (4096, 14336)):
         yield Case(dtypes[0], n=n, k=k)
 
 
@@ -49,28 +55,46 @@ def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[C
 
 
 def work(case: Case, peers: tuple[str, ...]) -> Work:
-    """The weight of a case, copied often enough to outgrow the caches, and everyone who multiplies with it."""
+    """The weight of a case, copied often enough to outgrow the caches, and everyone who multiplies with it; beside them
+    the same weight in few bits, packed as :func:`effops.ops.pack_weight` does by default."""
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, case.k, generator=generator).to(dtype) for rows in (case.rows, case.n))
-    copies = max(1, -(-4 * last_level_cache_bytes() // max(1, weight.nbytes)))
-    weights = [weight, *(weight.clone() for _ in range(copies - 1))]
+    packed = {name: ops.pack_weight(weight, name) for name in OWN[1:]}
+    enough = {name: _copies(w.nbytes) for name, w in ({"effops": weight} | packed).items()}
+    weights = [weight, *(weight.clone() for _ in range(enough["effops"] - 1))]
+    copies = max(enough.values())
     forms: dict[str, Callable[[], Call | str]] = {
-        "effops": lambda: lambda i: ops.packed_linear(x, weights[i]),
-        "torch": lambda: lambda i: F.linear(x, weights[i]),
+        "effops": lambda: lambda i: ops.packed_linear(x, weights[i % len(weights)]),
+        **{name: partial(_packed, x, w, enough[name]) for name, w in packed.items()},
+        "torch": lambda: lambda i: F.linear(x, weights[i % len(weights)]),
         "torch-f32": lambda: _torch_f32(x, weights),
         "llama.cpp": lambda: _llama_cpp(x, weights),
     }
+    ends, flops = x.nbytes + case.rows * case.n * dtype.itemsize, 2 * case.rows * case.n * case.k
     return Work(
         name=case.name,
         fields=asdict(case),
         dtype=dtype,
-        bytes=weight.nbytes + x.nbytes + case.rows * case.n * dtype.itemsize,
-        flops=2 * case.rows * case.n * case.k,
+        bytes=weight.nbytes + ends,
+        flops=flops,
         copies=copies,
-        candidates={name: forms[name]() for name in ("effops", *peers)},
+        candidates={name: forms[name]() for name in (*OWN, *peers)},
         check=_checker(x, weight),
+        others={n: Other(f"a weight of {w.bits} bits", w.nbytes + ends, flops) for n, w in packed.items()},
     )
+
+
+def _copies(nbytes: int) -> int:
+    return max(1, -(-4 * last_level_cache_bytes() // max(1, nbytes)))
+
+
+def _packed(x: Tensor, weight: ops.PackedWeight, copies: int) -> Call:
+    def copy() -> ops.PackedWeight:
+        return replace(weight, data=weight.data.clone())
+
+    weights = [weight, *(copy() for _ in range(copies - 1))]
+    return lambda i: ops.packed_linear(x, weights[i % copies])
 
 
 def _torch_f32(x: Tensor, weights: list[Tensor]) -> Call | str:
@@ -78,7 +102,7 @@ def _torch_f32(x: Tensor, weights: list[Tensor]) -> Call | str:
     if x.dtype == torch.float32:
         return "the weights are float32 already"
     wide, wide_weights = x.float(), [w.float() for w in weights]
-    return lambda i: F.linear(wide, wide_weights[i])
+    return lambda i: F.linear(wide, wide_weights[i % len(weights)])
 
 
 def _llama_cpp(x: Tensor, weights: list[Tensor]) -> Call | str:
@@ -86,18 +110,20 @@ def _llama_cpp(x: Tensor, weights: list[Tensor]) -> Call | str:
         calls = [llama_cpp.Linear(x, w) for w in weights]
     except Missing as missing:
         return str(missing)
-    return lambda i: calls[i]()
+    return lambda i: calls[i % len(calls)]()
 
 
 def _checker(x: Tensor, weight: Tensor) -> Callable[[str, Tensor], float]:
     rows = torch.arange(weight.shape[0])
     if len(rows) > CHECKED:
         rows = torch.cat([rows[: CHECKED // 2], rows[-CHECKED // 2 :]])
-    exact = packed_linear_bound(x, weight[rows])
+    exact = {"": packed_linear_bound(x, weight[rows])}
+    for name in OWN[1:]:  # features are packed apart
+        exact[name] = packed_linear_bound(x, ops.pack_weight(weight[rows], name))
 
     def check(name: str, out: Tensor) -> float:
         if out.shape != (x.shape[0], weight.shape[0]):
             return torch.inf
-        return exact.worst(out[:, rows])
+        return exact.get(name, exact[""]).worst(out[:, rows])
 
     return check
