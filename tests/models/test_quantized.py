@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from effops.models import Llama, ModelConfig
 from effops.models.errors import CheckpointError
-from effops.models.quantized import QuantizationConfig, read_linear
+from effops.models.quantization_config import QuantizationConfig
+from effops.models.quantized import read_linear
+from effops.nn import PackedLinear
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 N, K, GROUP = 24, 32, 16
@@ -90,3 +97,87 @@ def test_flaws_are_named():
         raw = {"quant_method": "gptq", "bits": 4, "group_size": 128} | flaw
         with pytest.raises(CheckpointError, match=r"config.json: quantization_config: expected"):
             QuantizationConfig.read(raw, "config.json")
+
+
+def quantised_copy(source: Path, target: Path, raw: dict, order: str) -> dict[str, Tensor]:
+    """A checkpoint whose projections are stored by the method, with what each of them stands for: [N, K] by name."""
+    tensors, weights = load_file(str(source / "model.safetensors")), {}
+    bits, method = raw["bits"], raw["quant_method"]
+    generator = torch.Generator().manual_seed(0)
+    for name in [n for n in tensors if "_proj.weight" in n]:
+        outputs, inputs = tensors.pop(name).shape
+        stem, groups = name.removesuffix("weight"), inputs // GROUP
+        numbers = torch.randint(0, 2**bits, (inputs, outputs), generator=generator)
+        zeros = torch.randint(1, 2**bits, (groups, outputs), generator=generator)
+        scales = (torch.rand(groups, outputs, generator=generator) / (16 * inputs**0.5 * 2 ** (bits - 4))).half()
+        g_idx = torch.arange(inputs) // GROUP
+        if order == "by importance":
+            g_idx = g_idx[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
+        weights[name] = ((numbers - zeros[g_idx]) * scales.float()[g_idx]).T
+        fields = (0, 2, 4, 6, 1, 3, 5, 7) if method == "awq" else None
+        less = 1 if raw.get("checkpoint_format") == "gptq" else 0
+        qweight = pack(numbers, bits, fields) if method == "awq" else pack(numbers.T, bits).T.contiguous()
+        tensors |= {
+            f"{stem}qweight": qweight,
+            f"{stem}qzeros": pack(zeros - less, bits, fields),
+            f"{stem}scales": scales,
+        }
+        if method == "gptq":
+            tensors[f"{stem}g_idx"] = g_idx.int()
+    target.mkdir()
+    save_file(tensors, str(target / "model.safetensors"))
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"quantization_config": raw}))
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "order"),
+    [("gptq", 4, "in order"), ("gptq", 4, "by importance"), ("gptq", 8, "in order"), ("awq", 4, "in order")],
+)
+@pytest.mark.parametrize("family", ("llama", "qwen2"))  # the latter with biases
+def test_a_model(family, method, bits, order, tmp_path):
+    sizes = {
+        "model_type": family, "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    plain = Llama.random(ModelConfig.from_dict(sizes), seed=2, std=0.3)
+    plain.save_pretrained(tmp_path / "plain")
+    raw = {"quant_method": method, "bits": bits, "group_size": GROUP}
+    raw |= {"checkpoint_format": "gptq"} if method == "gptq" else {"version": "gemm", "zero_point": True}
+    weights = quantised_copy(tmp_path / "plain", tmp_path / "packed", raw, order)
+    for name, target in plain.checkpoint_tensors().items():
+        if name in weights:
+            with torch.no_grad():
+                target.copy_(weights[name])
+    model = Llama.from_pretrained(tmp_path / "packed", dtype=torch.float32)
+    assert isinstance(model.layers[0].mlp.down_proj, PackedLinear)
+    for own, other in zip(model.layers, plain.layers, strict=True):
+        for mine, right in zip(own.modules(), other.modules(), strict=True):
+            if isinstance(mine, PackedLinear):
+                assert torch.equal(mine.weight.dequantize(), right.weight)
+    tokens = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), plain(tokens), rtol=2e-4, atol=2e-4)
+        model.load_state_dict(model.state_dict())
+        torch.testing.assert_close(model.bfloat16()(tokens).float(), plain(tokens), rtol=0.2, atol=0.2)
+
+
+def test_flawed_models_are_named(tmp_path):
+    sizes = {
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    Llama.random(ModelConfig.from_dict(sizes), seed=2).save_pretrained(tmp_path / "plain")
+    raw = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
+    quantised_copy(tmp_path / "plain", tmp_path / "packed", raw, "in order")
+    file = str(tmp_path / "packed" / "model.safetensors")
+    tensors = load_file(file)
+    name = "model.layers.0.self_attn.k_proj."
+    for part in ("qweight", "qzeros", "scales"):
+        save_file({n: t for n, t in tensors.items() if n != name + part}, file)
+        with pytest.raises(CheckpointError, match=f"{part}: expected a tensor, got nothing"):
+            Llama.from_pretrained(tmp_path / "packed")
+    save_file(tensors | {f"{name}g_idx": tensors[f"{name}g_idx"].flip(0)}, file)
+    with pytest.raises(CheckpointError, match="g_idx: expected one order of inputs for layers that are fused"):
+        Llama.from_pretrained(tmp_path / "packed")

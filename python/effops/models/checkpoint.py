@@ -57,20 +57,25 @@ class TensorFiles:
     def copy_into(self, name: str, target: Tensor, order: Tensor | None = None) -> None:
         """Copies a tensor into ``target``, converting its dtype; the shape must agree. With ``order`` int64, row i
         goes to row ``order[i]``."""
-        if name not in self._place:
-            raise CheckpointError(str(self.source), name, "expected a tensor, got nothing")
-        file = self._place[name]
-        path = str(self.directory / file)
-        try:
-            found = self._open(file).get_tensor(name)
-        except _safetensors().SafetensorError as error:
-            raise CheckpointError(path, name, f"expected a readable tensor, got {error}") from None
+        found = self.read(name)
         if found.shape != target.shape:
+            path = str(self.directory / self._place[name])
             raise CheckpointError(path, name, f"expected shape {list(target.shape)}, got {list(found.shape)}")
         if order is None:
             target.copy_(found)
         else:
             target[order.to(target.device)] = found.to(target)
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._place:
+            raise CheckpointError(str(self.source), name, "expected a tensor, got nothing")
+        file = self._place[name]
+        try:
+            found: Tensor = self._open(file).get_tensor(name)
+        except _safetensors().SafetensorError as error:
+            path = str(self.directory / file)
+            raise CheckpointError(path, name, f"expected a readable tensor, got {error}") from None
+        return found
 
     def _open(self, file: str) -> Any:
         if file not in self._files:

@@ -17,6 +17,7 @@ from effops.models.moe_config import (
     read_experts,
     read_latent,
 )
+from effops.models.quantization_config import QuantizationConfig
 from effops.nn.rotary import ROPE_TYPES
 
 ARCHITECTURES = {
@@ -76,6 +77,7 @@ class ModelConfig:
     ``windows`` has one entry a layer: a sliding window, or None for full attention. ``qk_norm`` normalises each query
     and key head, ``qk_norm_whole`` all heads at once; ``clip_qkv`` bounds queries, keys and values. ``experts`` None is
     a model without them; ``latent`` None is ordinary attention. With latent attention ``head_dim`` is a key's.
+    ``quantization`` says how a checkpoint stores linear layers, None: as they are.
     """
 
     model_type: str
@@ -102,6 +104,7 @@ class ModelConfig:
     clip_qkv: float | None = None
     experts: ExpertsConfig | None = None
     latent: LatentConfig | None = None
+    quantization: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
         self._complete("ModelConfig")
@@ -177,8 +180,7 @@ class ModelConfig:
 
         if given.get("hidden_act", "silu") != "silu":
             raise CheckpointError(source, "hidden_act", f"expected 'silu', got {given['hidden_act']!r}")
-        if "quantization_config" in given:
-            raise CheckpointError(source, "quantization_config", "quantised checkpoints are not supported")
+        quantization = given.get("quantization_config")
 
         def size(name: str, default: int | None = None) -> Any:
             if name not in given and default is None:
@@ -209,6 +211,7 @@ class ModelConfig:
                 max_position_embeddings=size("max_position_embeddings"),
                 rms_norm_eps=float(given.get("rms_norm_eps", 1e-6)),
                 rope_parameters=_rope_parameters(given),
+                quantization=None if quantization is None else QuantizationConfig.read(quantization, source),
                 attention_bias=bias or kind == "qwen2" or (kind == "qwen2_moe" and bool(given.get("qkv_bias", True))),
                 attention_out_bias=bias,
                 mlp_bias=kind in _MLP_BIAS and bool(given.get("mlp_bias", False)),

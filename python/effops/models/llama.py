@@ -30,8 +30,20 @@ from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, wri
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
 from effops.models.names import layer_tensors, row_orders
+from effops.models.quantized import place_quantized
 from effops.models.weights import DecoderWeights
-from effops.nn import MLP, Attention, DecoderLayer, LatentAttention, Linear, MoE, RMSNorm, Rope, RotaryEmbedding
+from effops.nn import (
+    MLP,
+    Attention,
+    DecoderLayer,
+    LatentAttention,
+    Linear,
+    MoE,
+    PackedLinear,
+    RMSNorm,
+    Rope,
+    RotaryEmbedding,
+)
 from effops.nn.functional import has_fused_layers
 
 Model = TypeVar("Model", bound="Llama")
@@ -292,7 +304,8 @@ class Llama(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Model:
-        """Loads ``config.json`` and the safetensors of a directory; dtype None takes the configuration's."""
+        """Loads ``config.json`` and the safetensors of a directory; dtype None takes the configuration's. Layers that
+        GPTQ or AWQ quantised become :class:`effops.nn.PackedLinear`, bit for bit what is stored."""
         config = ModelConfig.from_file(Path(directory))
         if config.model_type not in cls.families:
             raise CheckpointError(
@@ -303,8 +316,9 @@ class Llama(nn.Module):
         files = TensorFiles(directory)
         dtype = dtype or parse_dtype(config.dtype, str(Path(directory) / "config.json"))
         model = cls(config, dtype=dtype, device=device)
+        quantized = set() if config.quantization is None else place_quantized(model, files, config.quantization)
         named, orders = model.checkpoint_tensors(files.names()), row_orders(config)
-        ignored = {name for name in files.names() if name.endswith("rotary_emb.inv_freq")}
+        ignored = quantized | {name for name in files.names() if name.endswith("rotary_emb.inv_freq")}
         ignored |= {name for name in files.names() if config.is_extra(name)}
         if config.tie_word_embeddings:
             ignored.add("lm_head.weight")
@@ -323,6 +337,10 @@ class Llama(nn.Module):
 
         Each file is written under a temporary name and moved, the configuration last.
         """
+        if any(isinstance(module, PackedLinear) for module in self.modules()):
+            raise RuntimeError(
+                "save_pretrained: expected plain linear layers, got packed ones (their state_dict can be saved)"
+            )
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         orders = row_orders(self.config)

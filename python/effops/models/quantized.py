@@ -8,48 +8,20 @@ are); its ``g_idx`` says which group an input belongs to. AWQ packs eight output
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from effops.models.checkpoint import TensorFiles
 from effops.models.errors import CheckpointError
+from effops.models.quantization_config import QuantizationConfig
+from effops.nn import MLP, Attention, PackedLinear
+from effops.ops.packed_weight import PackedWeight, from_numbers
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # output j of eight is field _AWQ_ORDER[j] of the word
-
-
-@dataclass(frozen=True)
-class QuantizationConfig:
-    """``quantization_config`` of a config.json."""
-
-    method: str  # gptq or awq
-    bits: int
-    group_size: int  # -1: all inputs
-    zero_less_one: bool = False
-
-    @classmethod
-    def read(cls, raw: Any, source: str) -> QuantizationConfig:
-        """Raises CheckpointError for a method, a width or a layout that is not known."""
-        if not isinstance(raw, Mapping):
-            raise CheckpointError(source, "quantization_config", f"expected an object, got {raw!r}")
-        method: Any = raw.get("quant_method")
-        bits: Any = raw.get("bits")
-        group_size: Any = raw.get("group_size")
-        if method not in ("gptq", "awq"):
-            raise CheckpointError(source, "quantization_config", f"expected quant_method gptq or awq, got {method!r}")
-        widths = (4, 8) if method == "gptq" else (4,)
-        if bits not in widths:
-            raise CheckpointError(source, "quantization_config", f"expected {widths} bits of {method}, got {bits!r}")
-        if not isinstance(group_size, int) or group_size == 0 or group_size < -1:
-            raise CheckpointError(source, "quantization_config", f"expected a group_size, got {group_size!r}")
-        if method == "awq" and raw.get("version", "gemm") != "gemm":
-            raise CheckpointError(source, "quantization_config", f"expected version gemm, got {raw['version']!r}")
-        stored = raw.get("checkpoint_format", "gptq")
-        if method == "gptq" and stored not in ("gptq", "gptq_v2"):
-            raise CheckpointError(source, "quantization_config", f"expected gptq or gptq_v2, got {stored!r}")
-        return cls(method, bits, group_size, method == "gptq" and stored == "gptq")
 
 
 @dataclass(frozen=True)
@@ -102,6 +74,58 @@ def read_linear(tensors: Mapping[str, Tensor], config: QuantizationConfig, sourc
     if order is not None:
         rows = rows[order]
     return StoredLinear(rows.T.unflatten(1, (groups, size)), scales.T.float(), zeros.T.float(), order)
+
+
+def place_quantized(model: nn.Module, files: TensorFiles, config: QuantizationConfig) -> set[str]:
+    """Puts packed linear layers in the place of those of a decoder whose weights the files hold quantised; their biases
+    are still to be loaded. Returns the names of the tensors that were read."""
+    used: set[str] = set()
+    layers: Any = model.get_submodule("layers")
+    for i, layer in enumerate(layers):
+        for block, child, parts in _PROJECTIONS:
+            names = [f"model.layers.{i}.{block}.{part}" for part in parts]
+            if f"{names[0]}.qweight" not in files.names():
+                continue
+            module = getattr(layer, block)
+            if type(module) not in (Attention, MLP):
+                raise CheckpointError(
+                    str(files.source), names[0], f"expected a plain layer, got {type(module).__name__}"
+                )
+            stored = []
+            for name in names:
+                own = {n for n in files.names() if n.startswith(f"{name}.")} - {f"{name}.bias"}
+                used |= own
+                tensors = {n.removeprefix(f"{name}."): files.read(n) for n in own}
+                stored.append(read_linear(tensors, config, f"{files.source}: {name}"))
+            linear = getattr(module, child)
+            packed = _joined(stored, config.bits, f"{files.source}: {names[0]}")
+            if packed.shape != linear.weight.shape:
+                got = f"expected a weight of {list(linear.weight.shape)}, got {list(packed.shape)}"
+                raise CheckpointError(str(files.source), names[0], got)
+            setattr(module, child, PackedLinear(packed, linear.bias))
+    return used
+
+
+_PROJECTIONS = (
+    ("self_attn", "qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", "o_proj", ("o_proj",)),
+    ("mlp", "gate_up_proj", ("gate_proj", "up_proj")),
+    ("mlp", "down_proj", ("down_proj",)),
+)
+
+
+def _joined(parts: Sequence[StoredLinear], bits: int, source: str) -> PackedWeight:
+    """Layers of the same inputs as one, outputs after outputs."""
+    first = parts[0].order
+    for part in parts[1:]:
+        same = part.order is None if first is None else part.order is not None and torch.equal(first, part.order)
+        if not same:
+            raise CheckpointError(
+                source, "g_idx", "expected one order of inputs for layers that are fused, got several"
+            )
+    numbers, scales, zeros = (torch.cat([getattr(p, name) for p in parts]) for name in ("numbers", "scales", "zeros"))
+    middle = 128 if bits == 8 else 0  # int8 has a sign
+    return from_numbers(numbers - middle, scales, zeros - middle, f"int{bits}", first)
 
 
 def _fields(words: Tensor, bits: int) -> Tensor:

@@ -28,10 +28,9 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
         self.format = weight.format
-        for name, t in weight.tensors().items():
-            self.register_buffer(name, t)
-        if weight.zeros is None:
-            self.register_buffer("zeros", None)
+        tensors = weight.tensors()
+        for name in ("data", "scales", "zeros", "order", "about"):
+            self.register_buffer(name, tensors.get(name))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
         self._packed: PackedWeight | None = None
 
@@ -42,6 +41,15 @@ class PackedLinear(nn.Module):
         """Of a layer with ``weight`` [N,K] and ``bias``, as :func:`effops.ops.pack_weight` packs it."""
         own: Any = linear
         return cls(ops.pack_weight(own.weight, format, group_size=group_size, symmetric=symmetric), own.bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        kept = {name: self._buffers[name] for name in ("scales", "zeros")}
+        super()._apply(fn, recurse)
+        for name, t in kept.items():  # steps stay float32 in a model of another dtype
+            moved = self._buffers[name]
+            if t is not None and moved is not None:
+                self._buffers[name] = t.to(moved.device)
+        return self
 
     @property
     def weight(self) -> PackedWeight:

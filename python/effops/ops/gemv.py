@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from effops.ops._call import BelowAutograd, dispatches
+from effops.ops.layer import rms_norm, silu_mul
 from effops.ops.packed_weight import PackedWeight
 
 _packed_linear = torch.ops.effops.packed_linear.default
@@ -42,6 +43,9 @@ def packed_linear(
     Returns:
         ``[..., N]``, contiguous, x's dtype. No gradient: raises where one is asked for.
     """
+    if isinstance(weight, PackedWeight) and weight.order is not None:
+        x = (rms_norm(x, norm, norm_eps) if norm is not None else silu_mul(x) if gated else x)[..., weight.order]
+        norm, gated = None, False
     options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
     if residual is not None:
         options["residual"] = residual

@@ -24,6 +24,7 @@ class PackedWeight:
     scales: Tensor | None = None  # float32 [panels, groups, 32]
     zeros: Tensor | None = None  # the same; None: 8 for int4, 0 for int8
     quantized_shape: tuple[int, int] | None = None
+    order: Tensor | None = None  # int64 [K]: the input that each place of a quantised weight has; None: in order
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,10 +42,11 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.data, self.scales, self.zeros) if t is not None)
+        return sum(t.nbytes for t in (self.data, self.scales, self.zeros, self.order) if t is not None)
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a quantised weight: numbers int16 [N, K]; scales and zeros float32 [N, groups]."""
+        """Of a quantised weight, in the order of its places: numbers int16 [N, K]; scales and zeros float32
+        [N, groups]."""
         assert self.scales is not None
         n, k = self.shape
         groups = self.scales.shape[1]
@@ -63,13 +65,17 @@ class PackedWeight:
         if self.shape[1] == 0:
             return torch.zeros(self.shape)
         in_groups = numbers.float().unflatten(1, (scales.shape[1], -1))
-        return ((in_groups - zeros[..., None]) * scales[..., None]).flatten(1)
+        return self.in_order(((in_groups - zeros[..., None]) * scales[..., None]).flatten(1))
+
+    def in_order(self, places: Tensor) -> Tensor:
+        """What places [N, K] hold, by inputs."""
+        return places if self.order is None else torch.empty_like(places).index_copy_(1, self.order, places)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """What a safetensors file holds of it: see :meth:`from_tensors`."""
         n, k = self.shape
         about = torch.tensor([n, k, BITS.get(self.format, 0)])
-        named = {"data": self.data, "scales": self.scales, "zeros": self.zeros, "about": about}
+        named = {"data": self.data, "scales": self.scales, "zeros": self.zeros, "order": self.order, "about": about}
         return {f"{prefix}{name}": t.contiguous() for name, t in named.items() if t is not None}
 
     @classmethod
@@ -79,12 +85,12 @@ class PackedWeight:
         Raises:
             ValueError: a tensor is missing, or one has not the shape or dtype that the others say.
         """
-        parts = {}
         for name in ("data", "about"):
             if prefix + name not in tensors:
                 raise ValueError(f"PackedWeight: {prefix}{name}: expected a tensor of this name, got {sorted(tensors)}")
-        parts = {name: tensors.get(prefix + name) for name in ("data", "scales", "zeros", "about")}
-        data, scales, zeros, about = parts["data"], parts["scales"], parts["zeros"], parts["about"]
+        data, scales, zeros, order, about = (
+            tensors.get(prefix + name) for name in ("data", "scales", "zeros", "order", "about")
+        )
         assert data is not None and about is not None
         if about.dtype != torch.int64 or about.shape != (3,):
             raise ValueError(f"PackedWeight: {prefix}about: expected int64 [3], got {about.dtype} {list(about.shape)}")
@@ -113,7 +119,11 @@ class PackedWeight:
             _expect(f"{prefix}data", data, torch.int8, (panels, padded, _PANEL))
         if zeros is not None:
             _expect(f"{prefix}zeros", zeros, torch.float32, (panels, groups, _PANEL))
-        return cls(format, data, scales, zeros, (n, k))
+        if order is not None:
+            _expect(f"{prefix}order", order, torch.int64, (k,))
+            if not torch.equal(order.sort().values, torch.arange(k, device=order.device)):
+                raise ValueError(f"PackedWeight: {prefix}order: expected each of {k} inputs once, got others")
+        return cls(format, data, scales, zeros, (n, k), order)
 
 
 def _expect(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -168,7 +178,9 @@ def pack_weight(
     return from_numbers(numbers, scales, zeros, format)
 
 
-def from_numbers(numbers: Tensor, scales: Tensor, zeros: Tensor | None, format: str) -> PackedWeight:
+def from_numbers(
+    numbers: Tensor, scales: Tensor, zeros: Tensor | None, format: str, order: Tensor | None = None
+) -> PackedWeight:
     """Of numbers [N, groups, group], scales and zeros [N, groups], as they come from a quantiser or a checkpoint:
     0 to 15 for int4, -128 to 127 for int8."""
     shape = (numbers.shape[0], numbers.shape[1] * numbers.shape[2])
@@ -176,7 +188,7 @@ def from_numbers(numbers: Tensor, scales: Tensor, zeros: Tensor | None, format: 
     panels = pad(rows, (0, 0, 0, -shape[0] % _PANEL)).unflatten(0, (-1, _PANEL)).transpose(1, 2)  # [panels, K, 32]
     data = panels.to(torch.int8).contiguous() if format == "int8" else _words(panels)
     in_panels = [None if t is None else _to_panels(t.float()) for t in (scales, zeros)]
-    return PackedWeight(format, data, in_panels[0], in_panels[1], shape)
+    return PackedWeight(format, data, in_panels[0], in_panels[1], shape, order)
 
 
 def _quantize(w: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -362,7 +362,8 @@ def _quantized_sizes(weight: Any) -> tuple[Tensor, Tensor, int]:
         return numbers, numbers, 3
     groups = scales.shape[1]
     each, scale, zero = numbers.unflatten(1, (groups, -1)), scales[..., None], zeros[..., None]
-    return ((each - zero) * scale).flatten(1), (scale.abs() * (each.abs() + zero.abs())).flatten(1), 2 * groups + 6
+    w64, sizes = (each - zero) * scale, scale.abs() * (each.abs() + zero.abs())
+    return weight.in_order(w64.flatten(1)), weight.in_order(sizes.flatten(1)), 2 * groups + 6
 
 
 def rms_norm_bound(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Interval:
