@@ -184,7 +184,8 @@ template <class T>
 void packed_linear_typed(const PackedLinearProblem& p, const Parallel& parallel) {
   Carver measure;
   PackedRows<T>(p, measure);
-  Carver memory(thread_scratch(Scratch::call, measure.used()));
+  const Workspace workspace(measure.used());  // a long prompt's rows do not stay
+  Carver memory(workspace.data());
   const PackedRows<T> rows(p, memory);
   rows.place();
   parallel.for_each(p.panels(), linear_worth_threads(p.linear), [&](int64_t panel) {
