@@ -6,6 +6,7 @@
 #include "common/team.h"
 #include "cpu/kernels.h"
 #include "ops/cache.h"
+#include "ops/packed.h"
 #include "ops/threads.h"
 
 namespace effops::ops {
@@ -16,6 +17,7 @@ struct Weight {
   Weight(const char* op, const char* name, const Tensor& t) : tensor(t), arg(op, name, tensor) {}
   Tensor tensor;
   Arg arg;
+  PackedMatrix packed;  // a matrix in few bits, once it was checked
 };
 using OptionalWeight = std::optional<Weight>;
 
@@ -32,6 +34,13 @@ struct LayerWeights {
 void check_weight(const Arg& weight, const Arg& like, std::initializer_list<Extent> shape) {
   weight.same_dtype(like).same_device(like);
   check_shape(weight, shape);
+}
+
+// rows.value < 0 accepts any.
+void check_matrix(Weight& weight, const Arg& like, Extent rows, Extent columns) {
+  if (!is_packed(weight.arg)) return check_weight(weight.arg, like, {rows, columns});
+  check_shape(weight.arg, {rows, {"row bytes", -1}});
+  weight.packed = packed_matrix(weight.arg, columns.value, like);
 }
 
 void check_bias(const OptionalWeight& bias, const Arg& like, int64_t size) {
@@ -83,7 +92,7 @@ class Pass {
     kv_heads = cache.heads;
     dim = k.size(3);
     check_weight(v, a, {{page_table ? "P" : "B", -1}, {page_table ? "page" : "L", -1}, {"G", -1}, {"D", dim}});
-    check_weight(w, a, {{"(H + 2G) * D", -1}, {"d", width}});
+    w.rank(2, "[(H + 2G) * D, d]");
     heads = dim > 0 ? w.size(0) / dim - 2 * kv_heads : 0;
     EFFOPS_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && (heads + 2 * kv_heads) * dim == w.size(0), op,
                  ": qkv: expected (H + 2G) * D rows with H a multiple of G for a cache of G = ", kv_heads,
@@ -130,15 +139,15 @@ class Pass {
     return x.size(0);
   }
 
-  void check(const LayerWeights& w) {
-    check_weight(w.qkv.arg, a, {{"(H + 2G) * D", (heads + 2 * kv_heads) * dim}, {"d", width}});
-    check_weight(w.gate_up.arg, a, {{"2f", -1}, {"d", width}});
+  void check(LayerWeights& w) {
+    check_matrix(w.qkv, a, {"(H + 2G) * D", (heads + 2 * kv_heads) * dim}, {"d", width});
+    check_matrix(w.gate_up, a, {"2f", -1}, {"d", width});
     const int64_t up = w.gate_up.arg.size(0);
     EFFOPS_CHECK(up % 2 == 0, op, ": gate_up: expected an even number of rows, got shape ", w.gate_up.arg.shape());
     check_weight(w.attention_norm.arg, a, {{"d", width}});
     check_weight(w.mlp_norm.arg, a, {{"d", width}});
-    check_weight(w.o.arg, a, {{"d", width}, {"H * D", heads * dim}});
-    check_weight(w.down.arg, a, {{"d", width}, {"f", up / 2}});
+    check_matrix(w.o, a, {"d", width}, {"H * D", heads * dim});
+    check_matrix(w.down, a, {"d", width}, {"f", up / 2});
     check_bias(w.qkv_bias, a, (heads + 2 * kv_heads) * dim);
     check_bias(w.o_bias, a, width);
     check_bias(w.gate_up_bias, a, up);
@@ -150,9 +159,9 @@ class Pass {
       if (*m) note_order((*m)->arg);
   }
 
-  void check(const Head& head) {
+  void check(Head& head) {
     check_weight(head.norm.arg, a, {{"d", width}});
-    check_weight(head.lm_head.arg, a, {{"V", -1}, {"d", width}});
+    check_matrix(head.lm_head, a, {"V", -1}, {"d", width});
     note_order(head.norm.arg);
     note_order(head.lm_head.arg);
   }
@@ -246,21 +255,23 @@ class Pass {
     with_team(torch_threads(), [&](const Parallel& parallel) {
       auto linear = [&](const char* x, const Weight& weight, const OptionalWeight& bias, const char* residual,
                         const Weight* norm, bool gated, char* y) {
+        const PackedMatrix& packed = weight.packed;
         LinearProblem l;
         l.dtype = p.dtype;
         l.rows = rows;
         l.out = l.residual_row = l.y_row = weight.arg.size(0);
-        l.in = weight.arg.size(1);
+        l.in = packed.data != nullptr ? packed.in : weight.arg.size(1);
         l.x = x;
         l.x_row = gated ? 2 * l.in : l.in;
-        l.weight = weight.arg.data();
-        l.weight_row = weight.arg.stride(0);
         l.bias = bias ? bias->arg.data() : nullptr;
         l.residual = residual;
         l.norm = norm != nullptr ? norm->arg.data() : nullptr;
         l.norm_eps = norm_eps;
         l.gated = gated;
         l.y = y;
+        if (packed.data != nullptr) return cpu::kernels().packed_linear({l, packed}, parallel);
+        l.weight = weight.arg.data();
+        l.weight_row = weight.arg.stride(0);
         cpu::kernels().linear(l, parallel);
       };
       for (size_t i = 0; i < layers.size(); ++i) {
@@ -298,17 +309,17 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
   const Arg k(op, "k_cache", k_cache), v(op, "v_cache", v_cache);
   Pass pass(op, "x", x, qkv, k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors,
             depths, "window");
-  const std::vector<LayerWeights> layers{{{op, "attention_norm", attention_norm},
-                                          {op, "qkv", qkv},
-                                          {op, "o", o},
-                                          {op, "mlp_norm", mlp_norm},
-                                          {op, "gate_up", gate_up},
-                                          {op, "down", down},
-                                          given(op, "qkv_bias", qkv_bias),
-                                          given(op, "o_bias", o_bias),
-                                          given(op, "gate_up_bias", gate_up_bias),
-                                          given(op, "down_bias", down_bias),
-                                          window}};
+  std::vector<LayerWeights> layers{{{op, "attention_norm", attention_norm},
+                                    {op, "qkv", qkv},
+                                    {op, "o", o},
+                                    {op, "mlp_norm", mlp_norm},
+                                    {op, "gate_up", gate_up},
+                                    {op, "down", down},
+                                    given(op, "qkv_bias", qkv_bias),
+                                    given(op, "o_bias", o_bias),
+                                    given(op, "gate_up_bias", gate_up_bias),
+                                    given(op, "down_bias", down_bias),
+                                    window}};
   pass.check(layers[0]);
   return pass.run(x, layers, view4(k, k.mutable_data()), view4(v, v.mutable_data()), 0, 0, nullptr);
 }

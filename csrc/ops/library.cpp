@@ -67,10 +67,6 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
       "float norm_eps=1e-6, bool gated=False) -> Tensor");
   m.def(
-      "quantized_linear(Tensor x, Tensor data, Tensor scales, Tensor? zeros, int features, int bits, "
-      "Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, float norm_eps=1e-6, bool gated=False) -> "
-      "Tensor");
-  m.def(
       "decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, Tensor? qkv_bias, Tensor o, Tensor? o_bias, "
       "Tensor mlp_norm, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias, Tensor cos, Tensor sin, "
       "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, float norm_eps=1e-6, "

@@ -3,6 +3,7 @@
 
 #include "ops/backend.h"
 #include "ops/linear_call.h"
+#include "ops/packed.h"
 
 namespace effops::ops {
 namespace {
@@ -31,10 +32,17 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   const Arg a(op, "x", x);
   Arg w(op, "weight", weight);
   a.dtype();
-  w.same_dtype(a).same_device(a);
-  w.rank(2, "[N, K]");
-  LinearCall call(op, x, w.size(1), w.size(0), bias, residual, norm, norm_eps, gated);
+  const bool packed = is_packed(w);
+  if (!packed) w.same_dtype(a).same_device(a);
+  w.rank(2, packed ? "[N, row bytes]" : "[N, K]");
+  LinearCall call(op, x, packed ? -1 : w.size(1), w.size(0), bias, residual, norm, norm_eps, gated);
   LinearProblem& p = call.p;
+  if (packed) {
+    const PackedMatrix matrix = packed_matrix(w, p.in, a);
+    Tensor y = call.result();
+    cpu::kernels().packed_linear({p, matrix}, torch_threads());
+    return y;
+  }
   if (!streams_linear(p.dtype, p.rows)) {
     if (gated) x = silu_mul(x);
     if (norm && p.in > 0) x = rms_norm(x, *norm, norm_eps, 0);

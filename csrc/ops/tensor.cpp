@@ -37,8 +37,8 @@ int64_t extent_bytes(const Arg& a) {
   const int32_t type = a.type;
   const bool wide = type == aoti_torch_dtype_float64() || type == aoti_torch_dtype_int64();
   const bool half = type == aoti_torch_dtype_float16() || type == aoti_torch_dtype_bfloat16();
-  const bool byte =
-      type == aoti_torch_dtype_int8() || type == aoti_torch_dtype_uint8() || type == aoti_torch_dtype_bool();
+  const bool byte = type == aoti_torch_dtype_int8() || type == aoti_torch_dtype_uint8() ||
+                    type == aoti_torch_dtype_bool() || type == aoti_torch_dtype_float8_e4m3fn();
   return (last + 1) * (wide ? 8 : half ? 2 : byte ? 1 : 4);
 }
 
@@ -74,12 +74,19 @@ std::string Arg::type_name() const {
     int32_t type;
     const char* name;
   };
-  const Named known[] = {{aoti_torch_dtype_float32(), "float32"},     {aoti_torch_dtype_bfloat16(), "bfloat16"},
-                         {aoti_torch_dtype_float16(), "float16"},     {aoti_torch_dtype_float64(), "float64"},
-                         {aoti_torch_dtype_int32(), "int32"},         {aoti_torch_dtype_int64(), "int64"},
-                         {aoti_torch_dtype_int16(), "int16"},         {aoti_torch_dtype_int8(), "int8"},
-                         {aoti_torch_dtype_uint8(), "uint8"},         {aoti_torch_dtype_bool(), "bool"},
-                         {aoti_torch_dtype_complex64(), "complex64"}, {aoti_torch_dtype_complex128(), "complex128"}};
+  const Named known[] = {{aoti_torch_dtype_float32(), "float32"},
+                         {aoti_torch_dtype_bfloat16(), "bfloat16"},
+                         {aoti_torch_dtype_float16(), "float16"},
+                         {aoti_torch_dtype_float64(), "float64"},
+                         {aoti_torch_dtype_int32(), "int32"},
+                         {aoti_torch_dtype_int64(), "int64"},
+                         {aoti_torch_dtype_int16(), "int16"},
+                         {aoti_torch_dtype_int8(), "int8"},
+                         {aoti_torch_dtype_uint8(), "uint8"},
+                         {aoti_torch_dtype_bool(), "bool"},
+                         {aoti_torch_dtype_complex64(), "complex64"},
+                         {aoti_torch_dtype_complex128(), "complex128"},
+                         {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"}};
   for (const Named& n : known)
     if (n.type == type) return n.name;
   return "dtype code " + std::to_string(type);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-WITHOUT_DEVICE_KERNEL = ("decoder", "decoder_layer", "medusa_draft", "packed_linear", "quantized_linear")
+WITHOUT_DEVICE_KERNEL = ("decoder", "decoder_layer", "medusa_draft", "packed_linear")
 WITH_DEVICE_KERNEL = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention",
     "cascade_attention", "commit_kv", "fused_experts", "grouped_mm", "grouped_mm_weight_gradient", "label_topk",

@@ -1,5 +1,6 @@
 // packed_linear: small integers and steps that are powers of two, so that every sum is exact in float32. Memory ends
 // where the weight does.
+#include <cstring>
 #include <vector>
 
 #include "check.h"
@@ -12,9 +13,38 @@ namespace {
 
 struct PackedCase {
   int64_t rows, groups, group, out;
-  int bits;
+  PackedFormat format;
   bool zeros;
 };
+
+// Numbers and zeros as small integers; float8 has no zeros.
+int number(int64_t n, int64_t i) { return static_cast<int>((n * 5 + i * 3) % 7) - 3; }
+int zero(const PackedCase& c, int64_t n, int64_t g) { return c.zeros ? static_cast<int>((n + 2 * g) % 3) - 1 : 0; }
+float step(int64_t n, int64_t g) { return (n + g) % 2 == 0 ? 1.0f : 0.5f; }
+
+uint32_t field(PackedFormat format, int value) {
+  constexpr uint32_t kFloat8[] = {0x00, 0x38, 0x40, 0x44};  // 0 to 3
+  if (format == PackedFormat::int4) return static_cast<uint32_t>(value + 8);
+  if (format == PackedFormat::int8) return static_cast<uint32_t>(value + 128);
+  return kFloat8[std::abs(value)] | (value < 0 ? 0x80 : 0);
+}
+
+// The words of a feature, as common/packed_problem.h says.
+std::vector<uint32_t> row_of(const PackedCase& c, const PackedMatrix& w, int64_t n) {
+  std::vector<uint32_t> row;
+  const int64_t each = 32 / w.bits();
+  for (int64_t g = 0; g < c.groups; ++g) {
+    for (int64_t k = 0; k < w.padded_group(); ++k) {
+      if (k % each == 0) row.push_back(0);
+      if (k < c.group) row.back() |= field(c.format, number(n, k)) << (k % each * w.bits());
+    }
+    const float s = step(n, g);
+    uint32_t bits;
+    std::memcpy(&bits, &s, sizeof bits);
+    row.push_back(bits | (c.format == PackedFormat::fp8_e4m3 ? 0 : field(c.format, zero(c, n, g))));
+  }
+  return row;
+}
 
 void check_packed(const PackedCase& c, DType dtype) {
   Random random(static_cast<uint32_t>(c.rows * 1000 + c.group * 10 + c.out));
@@ -37,52 +67,39 @@ void check_packed(const PackedCase& c, DType dtype) {
   p.linear.residual_row = residual.stride(2);
   p.linear.y = y.data();
   p.linear.y_row = y.stride(2);
-  p.bits = c.bits;
-  p.group = c.group;
-  std::vector<char> data(p.panels() * p.panel_bytes());
-  std::vector<float> scales(p.panels() * c.groups * kPackedPanel), zeros(scales.size());
-  const int middle = c.bits == 4 ? 8 : 0;
-  auto place = [&](int64_t n, int64_t g) {
-    return (n / kPackedPanel * c.groups + g) * kPackedPanel + n % kPackedPanel;
-  };
-  auto number = [&](int64_t n, int64_t i) { return static_cast<int>((n * 5 + i * 3) % 7) - 3 + middle; };
-  for (int64_t n = 0; n < c.out; ++n)
-    for (int64_t g = 0; g < c.groups; ++g) {
-      scales[place(n, g)] = (n + g) % 2 == 0 ? 1.0f : 0.5f;
-      zeros[place(n, g)] = static_cast<float>(middle + (n + 2 * g) % 3 - 1);
-      for (int64_t i = 0; i < c.group; ++i) {
-        const int64_t k = g * p.padded_group() + i, panel = n / kPackedPanel, column = n % kPackedPanel;
-        char* const from = data.data() + panel * p.panel_bytes();
-        if (c.bits == 8) {
-          from[k * kPackedPanel + column] = static_cast<char>(number(n, i));
-        } else {
-          const int shift = static_cast<int>(k % kPackedSteps * 4);
-          from[(k / kPackedSteps * kPackedPanel + column) * 4 + shift / 8] |=
-              static_cast<char>(number(n, i) << shift % 8);
-        }
-      }
-    }
-  p.data = data.data();
-  p.scales = scales.data();
-  p.zeros = c.zeros ? zeros.data() : nullptr;
+  PackedMatrix& w = p.weight;
+  w.format = c.format;
+  w.in = in;
+  w.out = c.out;
+  w.group = c.group;
+  std::vector<uint32_t> data(c.out * w.row_words());
+  for (int64_t n = 0; n < c.out; ++n) {
+    const std::vector<uint32_t> row = row_of(c, w, n);
+    const int64_t panel = n / kPackedPanel * kPackedPanel, width = std::min<int64_t>(kPackedPanel, c.out - panel);
+    for (int64_t i = 0; i < w.row_words(); ++i) data[panel * w.row_words() + i * width + n - panel] = row[i];
+  }
+  w.data = reinterpret_cast<const char*>(data.data());
   kernels_under_test().packed_linear(p, std_threads(3));
   for (int64_t r = 0; r < c.rows; ++r)
     for (int64_t n = 0; n < c.out; ++n) {
       double want = bias.get(0, 0, 0, n) + residual.get(0, 0, r, n);
       for (int64_t g = 0; g < c.groups; ++g)
         for (int64_t i = 0; i < c.group; ++i)
-          want += x.get(0, 0, r, g * c.group + i) * (number(n, i) - (c.zeros ? zeros[place(n, g)] : middle)) *
-                  scales[place(n, g)];
+          want += x.get(0, 0, r, g * c.group + i) * (number(n, i) - zero(c, n, g)) * step(n, g);
       const double got = y.get(0, 0, r, n), limit = dtype == DType::f32 ? 0 : std::abs(want) * roundoff(dtype);
       CHECK(near(got, want, limit), "y[", r, ",", n, "] ", got, " for ", want, " ", name_of(dtype), " rows ", c.rows,
-            " groups ", c.groups, " of ", c.group, " out ", c.out, " bits ", c.bits, " zeros ", c.zeros);
+            " groups ", c.groups, " of ", c.group, " out ", c.out, " format ", static_cast<int>(c.format), " zeros ",
+            c.zeros);
     }
 }
 
 void check_packed(int64_t rows, int64_t groups, int64_t group, int64_t out) {
-  for (DType dtype : {DType::f32, DType::bf16, DType::f16})
-    for (int bits : {4, 8})
-      for (bool zeros : {false, true}) check_packed({rows, groups, group, out, bits, zeros}, dtype);
+  for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (bool zeros : {false, true})
+      for (PackedFormat format : {PackedFormat::int4, PackedFormat::int8})
+        check_packed({rows, groups, group, out, format, zeros}, dtype);
+    check_packed({rows, groups, group, out, PackedFormat::fp8_e4m3, false}, dtype);
+  }
 }
 
 TEST(packed_rows) {

@@ -101,6 +101,7 @@ def test_a_model_decodes(format):
             plain.get_submodule(report.name).weight.copy_(model.get_submodule(report.name).weight.dequantize())
             assert report.nbytes < report.nbytes_before
         whole = model(tokens)
+        assert model._whole.get() is not None, "one op decodes"
         cache = model.new_cache(2, 12)
         steps = torch.cat([model(tokens[:, :7], cache), *(model(tokens[:, i : i + 1], cache) for i in range(7, 12))], 1)
         torch.testing.assert_close(whole, plain(tokens), rtol=1e-4, atol=1e-4)

@@ -164,15 +164,6 @@ def packed_linear(rows: int = 3) -> Arguments:
     return call | {"norm": normal(8, seed=4), "norm_eps": 1e-5}
 
 
-def quantized_linear() -> Arguments:
-    """Three rows, five features of 16 inputs in two groups, 4 bits."""
-    call = packed_linear() | {"x": normal(3, 16), "norm": normal(16, seed=4)}
-    del call["weight"]
-    packed = ops.pack_weight(normal(5, 16, seed=1), "int4", group_size=8, symmetric=False)
-    weight = {"data": packed.data, "scales": packed.scales, "zeros": packed.zeros}
-    return {"x": call.pop("x"), **weight, "features": 5, "bits": 4, **call}
-
-
 def rotary() -> Arguments:
     angles = normal(9, 3)
     positions = int32(0, 3, 8, 1, 1, 2).view(2, 3)
@@ -297,7 +288,6 @@ CALLS = {
     "moe_unpermute": lambda: {"y": normal(5, 8), "weights": normal(3, 2, seed=1), "inverse": moe_ids()},
     "pack_ancestors": lambda: {"parents": int32(*PARENTS).repeat(2, 1)},
     "packed_linear": packed_linear,
-    "quantized_linear": quantized_linear,
     "page_topk": page_topk,
     "paged_attention": paged_attention,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},

@@ -64,6 +64,18 @@ def with_trees(c: dict[str, Any]) -> dict[str, Any]:
     return c | places | {"kv_lens": (first[:, 0] + tokens), "ancestors": bits[None], "depths": depths[None]}
 
 
+def packed(c: dict[str, Any], formats: dict[str, str]) -> dict[str, Any]:
+    """With the named weights in few bits."""
+    return c | {name: ops.pack_weight(c[name], format).data for name, format in formats.items()}
+
+
+def drawn_formats(data: st.DataObject, dtype: str) -> dict[str, str]:
+    if dtype == "f64":
+        return {}
+    formats = st.sampled_from(("int8", "int4", "fp8_e4m3"))
+    return data.draw(st.dictionaries(st.sampled_from(("qkv", "o", "gate_up", "down")), formats))
+
+
 def by_parts(c: dict[str, Any]) -> Tensor:
     heads = ops.packed_linear(c["x"], c["qkv"], c["qkv_bias"], norm=c["attention_norm"], norm_eps=c["norm_eps"])
     heads = heads.unflatten(2, (-1, c["k_cache"].shape[3]))
@@ -94,6 +106,8 @@ def test_has_the_bits_of_its_parts(dtype, data):
     if data.draw(st.booleans()):
         c = in_pages(c, data.draw(st.sampled_from((1, 5, 8, 20))))
     places = {n: LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))] for n, x in c.items() if isinstance(x, Tensor)}
+    formats = drawn_formats(data, dtype)
+    c, places = packed(c, formats), {n: place for n, place in places.items() if n not in formats}
     mine, theirs = (c | {n: place(c[n]) for n, place in places.items()} for _ in range(2))
     torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
     got, expected = ops.decoder_layer(**mine), by_parts(theirs)
@@ -124,6 +138,16 @@ def test_bad_arguments_write_nothing(name):
     with pytest.raises(RuntimeError, match=f"decoder_layer: {name}: expected .+, got"):
         ops.decoder_layer(**c | {name: bad})
     assert all(same_bits(c[n], x) for n, x in zip(("k_cache", "v_cache"), before, strict=True))
+
+
+def test_bad_packed_weights_are_refused():
+    c = call(torch.float32, 2, 2, 4, 2, False, 0)
+    for name in ("qkv", "o", "gate_up", "down"):
+        good = ops.pack_weight(c[name], "int8").data
+        ops.decoder_layer(**c | {name: good})
+        for bad in (good[1:], good[:, :-1], good[:, 1:], good.view(torch.uint8), good[:, None]):
+            with pytest.raises(RuntimeError, match=f"decoder_layer: {name}: expected .+, got"):
+                ops.decoder_layer(**c | {name: bad})
 
 
 def test_autograd_knows_of_the_write():
@@ -162,10 +186,14 @@ def test_decoder_has_the_bits_of_its_ops(dtype, data):
         calls = [with_trees(c) for c in calls]
     if data.draw(st.booleans()):
         calls = [in_pages(c, 8) for c in calls]
+    formats = drawn_formats(data, dtype)
+    calls[-1] = packed(calls[-1], formats)
     mine = whole(calls)
+    if dtype != "f64" and data.draw(st.booleans()):
+        mine = packed(mine, {"lm_head": "int8"})
     for name in LISTS:  # any strides
         place = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))]
-        if mine[name] and data.draw(st.booleans()):
+        if mine[name] and name not in formats and data.draw(st.booleans()):
             mine[name][-1] = place(mine[name][-1])
     torch.set_num_threads(data.draw(st.sampled_from((1, 2))))
     hidden, logits = ops.decoder(**mine)

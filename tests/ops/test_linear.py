@@ -116,7 +116,9 @@ def test_packed_weights():
     assert ops.pack_weight(w).data.data_ptr() == w.data_ptr(), "a weight in the format is held, not copied"
     with pytest.raises(ValueError, match=r"pack_weight: w: expected shape \[N, K\], got \[30\]"):
         ops.pack_weight(w[0])
-    with pytest.raises(ValueError, match="pack_weight: format: expected one of f32, bf16, f16, int8, int4, got int3"):
+    with pytest.raises(
+        ValueError, match="pack_weight: format: expected one of f32, bf16, f16, int8, int4, fp8_e4m3, got int3"
+    ):
         ops.pack_weight(w, "int3")
     with pytest.raises(ValueError, match=r"pack_weight: w: expected a floating dtype, got torch\.int32"):
         ops.pack_weight(w.int(), "f32")

@@ -15,12 +15,20 @@ from strategies.values import DTYPES, normal, same_bits, values
 
 pytestmark = pytest.mark.core
 
-FORMATS = ("int8", "int4")
+FORMATS = ("int8", "int4", "fp8_e4m3")
+WITH_ZEROS = [
+    (format, symmetric) for format in FORMATS for symmetric in (True, False) if format != "fp8_e4m3" or symmetric
+]
+each_kind = pytest.mark.parametrize(("format", "symmetric"), WITH_ZEROS)
 FLOATS = {name: dtype for name, dtype in DTYPES.items() if name != "f64"}
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 40)
 FEATURES = (0, 1, 7, 8, 31, 32, 33, 63, 64, 65, 100)
 # Inputs and the size of a group of them.
 GROUPS = ((0, None), (1, None), (7, None), (8, 8), (13, None), (24, 8), (33, None), (64, 32), (128, None), (240, 40))
+
+
+def packed_rows() -> torch.Tensor:
+    return ops.pack_weight(normal(5, 16), "int4", group_size=8, symmetric=False).data
 
 
 def scales_of(packed: ops.PackedWeight) -> torch.Tensor:
@@ -46,7 +54,7 @@ def test_any_call(dtype, format, data):
     if first != "nothing" and (kind != "normal" or inner == 0):
         first = "nothing"
     w = normal(outer, inner, seed=seed + 2)
-    packed = ops.pack_weight(w, format, group_size=group, symmetric=data.draw(st.booleans()))
+    packed = ops.pack_weight(w, format, group_size=group, symmetric=format == "fp8_e4m3" or data.draw(st.booleans()))
     bias = drawn(outer, seed=seed + 4) if data.draw(st.booleans()) else None
     options = {"residual": drawn(*lead, outer, seed=seed + 6)} if data.draw(st.booleans()) else {}
     if first == "norm":
@@ -59,8 +67,7 @@ def test_any_call(dtype, format, data):
     assert packed_linear_bound(x, packed, bias, **options).worst(got) <= 1
 
 
-@pytest.mark.parametrize("symmetric", (True, False))
-@pytest.mark.parametrize("format", FORMATS)
+@each_kind
 @pytest.mark.parametrize(("inputs", "group"), GROUPS)
 def test_within_half_a_step_and_what_the_reference_says(format, symmetric, inputs, group):
     for kind in ("normal", "spikes", "tiny", "zeros"):
@@ -68,12 +75,14 @@ def test_within_half_a_step_and_what_the_reference_says(format, symmetric, input
         w[:3] = w[:3].abs()
         packed = ops.pack_weight(w, format, group_size=group, symmetric=symmetric)
         got, step = packed.dequantize(), scales_of(packed)
-        assert ((got - w).abs() <= step * (0.5 + 2**-16)).all()
+        numbers, _, zeros = packed.numbers()
+        # Float8 numbers have three digits after the first one, and steps of 2^-9 at least.
+        half = (numbers.abs() / 16).clamp(min=2.0**-10) if format == "fp8_e4m3" else 0.5
+        assert ((got - w).abs() <= step * (half + 2**-16)).all()
         expected = reference.pack_weight(w, format, group_size=group, symmetric=symmetric)
         assert ((got - expected).abs() <= 2**-22 * expected.abs()).all()
-        numbers, _, zeros = packed.numbers()
         assert torch.equal(zeros, zeros.round()) and packed.shape == (40, inputs)
-        least, most = (0, 15) if format == "int4" else (-128, 127)
+        least, most = {"int4": (0, 15), "int8": (-128, 127), "fp8_e4m3": (-448, 448)}[format]
         assert not numbers.numel() or (numbers.min() >= least and numbers.max() <= most)
 
 
@@ -87,7 +96,7 @@ def test_small_numbers_are_exact(dtype, format):
         scales = 2.0 ** torch.randint(-3, 4, (75, 6), generator=generator)
         x = torch.randint(-3, 4, (rows, 96), generator=generator).to(FLOATS[dtype])
         zeros = torch.randint(-2, 3, (75, 6), generator=generator).float()
-        for zero in (None, zeros):
+        for zero in (None, zeros) if format != "fp8_e4m3" else (None,):
             middle = (8 if format == "int4" else 0) + (0 if zero is None else zero[..., None])
             packed = ops.packed_weight.from_numbers(
                 numbers + middle, scales, None if zero is None else middle[..., 0], format
@@ -132,8 +141,7 @@ def test_layout_threads_and_neighbours_do_not_matter(dtype, format, rows):
     assert same_bits(changed, ops.packed_linear(x, packed))
 
 
-@pytest.mark.parametrize("symmetric", (True, False))
-@pytest.mark.parametrize("format", ("f32", "bf16", "f16", *FORMATS))
+@pytest.mark.parametrize(("format", "symmetric"), [("f32", True), ("bf16", True), ("f16", True), *WITH_ZEROS])
 def test_through_a_file(format, symmetric, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
@@ -142,23 +150,26 @@ def test_through_a_file(format, symmetric, tmp_path: Path):
     save_file(packed.tensors("layer."), str(tmp_path / "w.safetensors"))
     back = ops.PackedWeight.from_tensors(load_file(str(tmp_path / "w.safetensors")), "layer.")
     assert back.format == packed.format and back.shape == packed.shape and back.group_size == packed.group_size
-    for name in ("data", "scales", "zeros"):
-        a, b = getattr(packed, name), getattr(back, name)
-        assert (a is None and b is None) or same_bits(a, b)
+    assert back.data.dtype == packed.data.dtype and same_bits(
+        back.data.view(torch.uint8), packed.data.view(torch.uint8)
+    )
 
 
 def test_flawed_files_are_named():
     tensors = ops.pack_weight(normal(50, 48), "int4", group_size=16, symmetric=False).tensors()
-    for name in ("data", "scales", "about"):
+    for name in ("data", "about"):
         with pytest.raises(ValueError, match=f"PackedWeight: {name}: expected"):
             ops.PackedWeight.from_tensors({n: t for n, t in tensors.items() if n != name})
-    for name in ("data", "scales", "zeros"):
-        for flawed in (tensors[name][:1], tensors[name][:, :2], tensors[name].double()):
-            with pytest.raises(ValueError, match=r"PackedWeight: (data|scales|zeros): expected"):
-                ops.PackedWeight.from_tensors(tensors | {name: flawed})
-    for about in ([50, 48, 5], [50, 56, 4], [500, 48, 4], [50, 50, 4]):
+    data = tensors["data"]
+    for flawed in (data[:1], data[:, :-4], data[:, :-1], data.double(), data[None], data.view(torch.int8)):
+        with pytest.raises(ValueError, match=r"PackedWeight: data: expected"):
+            ops.PackedWeight.from_tensors(tensors | {"data": flawed})
+    for about in ([50, 56, 16], [500, 48, 16], [50, 0, 0], [50, 48, 8], [50, 48], [50.0, 48.0, 16.0]):
         with pytest.raises(ValueError, match="PackedWeight: "):
             ops.PackedWeight.from_tensors(tensors | {"about": torch.tensor(about)})
+    for order in (torch.zeros(48).long(), torch.arange(47), torch.arange(48).int()):
+        with pytest.raises(ValueError, match="PackedWeight: order: expected"):
+            ops.PackedWeight.from_tensors(tensors | {"order": order})
 
 
 def test_bad_weights_are_refused():
@@ -170,6 +181,10 @@ def test_bad_weights_are_refused():
         ops.pack_weight(w, "bf16", group_size=8)
     with pytest.raises(ValueError, match="pack_weight: format: expected one of"):
         ops.pack_weight(w, "int3")
+    with pytest.raises(ValueError, match="pack_weight: symmetric: expected True beside fp8_e4m3"):
+        ops.pack_weight(w, "fp8_e4m3", symmetric=False)
+    with pytest.raises(ValueError, match="from_numbers: zeros: expected values from -128 to 127 for int8"):
+        ops.packed_weight.from_numbers(torch.zeros(2, 1, 8), torch.ones(2, 1), torch.full((2, 1), 128.0), "int8")
     for bad in (torch.nan, torch.inf):
         w[1, 2] = bad
         with pytest.raises(ValueError, match="pack_weight: w: expected finite values"):
@@ -187,18 +202,46 @@ def test_not_numbers():
         assert not got[1].isfinite().any() and same_bits(got[0], plain[0]) and same_bits(got[2], plain[2])
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_number_of_a_format(format):
+    """Each of its numbers at each place of a word, against what it stands for."""
+    if format == "fp8_e4m3":
+        every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+        every = every[every.isfinite()]
+    else:
+        every = torch.arange(0, 16) if format == "int4" else torch.arange(-128, 128)
+    numbers = torch.stack([every.roll(i) for i in range(40)], 1).float()[:, None]
+    packed = ops.packed_weight.from_numbers(numbers, torch.ones(len(every), 1), torch.zeros(len(every), 1), format)
+    assert torch.equal(packed.numbers()[0], numbers[:, 0])
+    assert torch.equal(ops.packed_linear(torch.eye(40), packed), numbers[:, 0].T.contiguous())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("rows", (1, 3, 20))
+def test_opcheck(format, rows):
+    packed = ops.pack_weight(normal(35, 24), format, group_size=8)
+    call = {"bias": normal(35, seed=2), "residual": normal(rows, 35, seed=3), "norm": normal(24, seed=4)}
+    checks = ["test_faketensor", "test_aot_dispatch_dynamic", "test_autograd_registration"]
+    if format != "fp8_e4m3":  # whether arguments are changed torch cannot say of float8
+        checks.append("test_schema")
+    arguments = (normal(rows, 24, seed=5), packed.data)
+    torch.library.opcheck(torch.ops.effops.packed_linear.default, arguments, call, test_utils=checks)
+
+
 @pytest.mark.parametrize(
     ("changed", "argument"),
     [
-        ({"bits": 3}, "bits"), ({"features": -1}, "features"), ({"features": 33}, "scales"), ({"bits": 8}, "data"),
-        ({"x": normal(3, 12)}, "scales"), ({"x": normal(3, 24)}, "scales"), ({"x": normal(3, 16).double()}, "x"),
-        ({"scales": normal(1, 2, 32).double()}, "scales"), ({"zeros": normal(1, 1, 32)}, "zeros"),
-        ({"data": torch.zeros(1, 3, 32, dtype=torch.int32)}, "data"), ({"bias": normal(6)}, "bias"),
-        ({"scales": normal(1, 0, 32)}, "scales"),
+        ({"x": normal(3, 12)}, "weight"), ({"x": normal(3, 40)}, "weight"), ({"x": normal(3, 16).double()}, "x"),
+        ({"x": normal(3, 0)}, "weight"), ({"bias": normal(6)}, "bias"), ({"weight": packed_rows()[:, :-8]}, "weight"),
+        ({"weight": packed_rows()[:, :-3]}, "weight"), ({"weight": packed_rows()[:, ::2]}, "weight"),
+        ({"weight": packed_rows()[::2]}, "weight"), ({"weight": packed_rows()[None]}, "weight"),
+        ({"weight": packed_rows().view(torch.int8)}, "weight"), ({"weight": packed_rows().to("meta")}, "weight"),
     ],
 )  # fmt: skip
 def test_bad_calls_are_refused(changed, argument):
-    packed = ops.pack_weight(normal(5, 16), "int4", group_size=8, symmetric=False)
-    call = {"x": normal(3, 16), "data": packed.data, "scales": packed.scales, "zeros": packed.zeros, "features": 5}
-    with pytest.raises(RuntimeError, match=f"quantized_linear: {argument}: expected"):
-        torch.ops.effops.quantized_linear(**(call | {"bits": 4} | changed))
+    call = {"x": normal(3, 16), "weight": packed_rows()}
+    with pytest.raises(RuntimeError, match=r"packed_linear: x: expected shape \[\.\.\., 16\], got \[3, 24\]"):
+        ops.packed_linear(normal(3, 24), ops.pack_weight(normal(5, 16), "int4"))
+    torch.ops.effops.packed_linear(**call)
+    with pytest.raises((RuntimeError, NotImplementedError), match=f"packed_linear: {argument}: expected"):
+        torch.ops.effops.packed_linear(**(call | changed))

@@ -1,6 +1,6 @@
-// y = f(x) W^T (+ bias) (+ residual) with a quantised W: one pass over its bytes. Floor: those bytes at read bandwidth
-// for few rows, multiplications for many. A number costs three operations: a mask (or a widening load), a conversion
-// and the multiply-add; its step and zero cost one of each a group.
+// y = f(x) W^T (+ bias) (+ residual) with W in few bits: one pass over its bytes. Floor: those bytes at read bandwidth
+// for few rows, multiplications for many. A number costs three operations: a mask, a conversion and the multiply-add;
+// its step and zero cost a few a group.
 #pragma once
 
 #include "common/packed_problem.h"
@@ -11,114 +11,152 @@
 
 namespace effops::cpu::EFFOPS_ISA {
 
-// Fields of a word are not shifted to its low end: what a number is too large by, the query is made smaller by.
-template <int NV>
+inline constexpr int64_t kPackedLine = kPackedPanel * kPackedWord;  // bytes of one word of each row of a panel
+
+// Bytes that a panel takes, and where `panel` begins.
+inline int64_t packed_panel_bytes(const PackedMatrix& w) { return w.row_words() * kPackedLine; }
+inline const char* packed_panel(const PackedMatrix& w, int64_t panel) { return w.data + panel * packed_panel_bytes(w); }
+
+// The numbers of kPackedSteps inputs of a vector of features, one input after the other. Fields of a word are not
+// shifted to its low end where they stay below 2^31: what a number is too large by, the query is made smaller by.
 struct Int4Steps {
-  static constexpr int64_t kBytes = kPackedPanel * 4;  // of kPackedSteps inputs
-  static constexpr int64_t kColumnBytes = 4;
+  static constexpr int kLines = 1;
+  static constexpr bool kZeros = true;
   static float smaller(int64_t k) { return 1.0f / static_cast<float>(1 << (k % 4 * 4)); }
 
-  Words words[NV];
-  explicit Int4Steps(const char* at) {
-    for (int j = 0; j < NV; ++j) words[j] = Words::load(at + j * Vec::width * kColumnBytes);
-  }
-  void step(const char*, int i, Vec (&y)[NV]) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) {
-      if (i == 4) words[j] = words[j].upper_half();
-      y[j] = words[j].masked(15 << (i % 4 * 4));
-    }
+  Words words;
+  Vec step(const char* at, int i) {
+    if (i == 0) words = Words::load(at);
+    if (i == 4) words = words.right(16);
+    return (words & 15u << (i % 4 * 4)).numbers();
   }
 };
 
-template <int NV>
 struct Int8Steps {
-  static constexpr int64_t kBytes = kPackedPanel * kPackedSteps;
-  static constexpr int64_t kColumnBytes = 1;
+  static constexpr int kLines = 2;
+  static constexpr bool kZeros = true;
+  static float smaller(int64_t k) { return k % 4 == 3 ? 1.0f : 1.0f / static_cast<float>(1 << (k % 4 * 8)); }
+
+  Words words;
+  Vec step(const char* at, int i) {
+    if (i % 4 == 0) words = Words::load(at + i / 4 * kPackedLine);
+    return (i % 4 == 3 ? words.right(24) : words & 255u << (i % 4 * 8)).numbers();
+  }
+};
+
+struct Fp8Steps {
+  static constexpr int kLines = 2;
+  static constexpr bool kZeros = false;
   static float smaller(int64_t) { return 1; }
 
-  explicit Int8Steps(const char*) {}
-  void step(const char* at, int i, Vec (&y)[NV]) {
-#pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j)
-      y[j] = Vec::load(reinterpret_cast<const int8_t*>(at) + i * kPackedPanel + j * Vec::width);
+  Words words;
+  Vec step(const char* at, int i) {
+    if (i % 4 == 0) words = Words::load(at + i / 4 * kPackedLine);
+    return e4m3_of(words, i % 4);
   }
 };
 
-// MR rows against NV vectors of a panel's features; `x` is [inputs][MR].
-template <template <int> class Steps, int MR, int NV>
-void packed_columns(const PackedLinearProblem& p, const char* w, const float* scales, const float* zeros,
-                    const float* x, const float* sums, bool asks, Vec (&total)[MR][NV]) {
-  using S = Steps<NV>;
+// f(steps of `format`).
+template <class F>
+void with_steps(PackedFormat format, F&& f) {
+  switch (format) {
+    case PackedFormat::int4:
+      return f(Int4Steps());
+    case PackedFormat::int8:
+      return f(Int8Steps());
+    case PackedFormat::fp8_e4m3:
+      return f(Fp8Steps());
+  }
+}
+
+// MR rows against NV vectors of a panel's features, which begin at `w`; `x` is [inputs][MR], `sums` are those of each
+// group's inputs.
+template <class Steps, int MR, int NV>
+void packed_columns(const PackedMatrix& p, const char* w, const float* x, const float* sums, bool asks,
+                    Vec (&total)[MR][NV]) {
   // Multiply-adds wait for their sums: eight at least go side by side.
   constexpr int kSums = MR * NV >= 8 ? 1 : MR * NV >= 4 ? 2 : 4;
-  constexpr int64_t kAhead = 4096;
+  constexpr int64_t kAhead = 4096, kBytes = Steps::kLines * kPackedLine;
   const int64_t groups = p.groups(), steps = p.padded_group() / kPackedSteps;
   for (auto& row : total)
     for (Vec& t : row) t = Vec::zero();
-  for (int64_t g = 0; g < groups; ++g) {
+  for (int64_t g = 0; g < groups; ++g, w += kPackedLine, sums += MR) {
     Vec acc[kSums][MR][NV];
     for (auto& sum : acc)
       for (auto& row : sum)
         for (Vec& a : row) a = Vec::zero();
-    for (int64_t k = 0; k < steps; ++k, w += S::kBytes, x += kPackedSteps * MR) {
+    for (int64_t k = 0; k < steps; ++k, w += kBytes, x += kPackedSteps * MR) {
       if (asks)
-        for (int64_t line = 0; line < S::kBytes; line += 64) prefetch(w + kAhead + line);
-      S numbers(w);
-#pragma GCC unroll 8
-      for (int i = 0; i < kPackedSteps; ++i) {
-        Vec y[NV];
-        numbers.step(w, i, y);
-#pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) {
-          const Vec b = Vec::set1(x[i * MR + m]);
+        for (int64_t line = 0; line < kBytes; line += 64) prefetch(w + kAhead + line);
+      Steps numbers[NV];
+      // One row: two vectors at a time, so that registers hold the sums.
+      constexpr int kTogether = MR == 1 ? std::min(2, NV) : NV;
 #pragma GCC unroll 4
-          for (int j = 0; j < NV; ++j) acc[i % kSums][m][j] = fmadd(y[j], b, acc[i % kSums][m][j]);
+      for (int first = 0; first < NV; first += kTogether) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kPackedSteps; ++i) {
+          Vec y[kTogether];
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j)
+            y[j] = numbers[first + j].step(w + (first + j) * Vec::width * kPackedWord, i);
+#pragma GCC unroll 8
+          for (int m = 0; m < MR; ++m) {
+            if constexpr (MR == 1) asm volatile("" ::: "memory");  // x is read again: kept, it would take their place
+            const Vec b = Vec::set1(x[i * MR + m]);
+#pragma GCC unroll 4
+            for (int j = 0; j < kTogether; ++j) {
+              Vec& sum = acc[i % kSums][m][first + j];
+              sum = fmadd(y[j], b, sum);
+            }
+          }
         }
       }
     }
     for (int j = 0; j < NV; ++j) {
-      const Vec scale = Vec::load(scales + g * kPackedPanel + j * Vec::width);
-      const Vec zero = zeros ? Vec::load(zeros + g * kPackedPanel + j * Vec::width) : Vec::set1(p.bits == 4 ? 8 : 0);
+      const Words word = Words::load(w + j * Vec::width * kPackedWord);
+      const Vec scale = (word & ~kPackedZero).floats(), zero = (word & kPackedZero).numbers();
       for (int m = 0; m < MR; ++m) {
         Vec sum = acc[0][m][j];
         for (int s = 1; s < kSums; ++s) sum = sum + acc[s][m][j];
-        if (zeros || p.bits == 4) sum = sum - zero * Vec::set1(sums[g * MR + m]);
+        if (Steps::kZeros) sum = sum - zero * Vec::set1(sums[m]);
         total[m][j] = fmadd(scale, sum, total[m][j]);
       }
     }
   }
 }
 
-// f(x) of a call: rows in groups, as packed_columns reads them, and their sums over each group of inputs.
-template <class T>
+// Rows of float32 as packed_columns reads them, in groups of 8, 4, 2 or 1, and their sums over each group of inputs.
 class PackedRows {
  public:
-  PackedRows(const PackedLinearProblem& p, Carver& memory)
-      : p_(p),
-        x_(memory.take<float>((p.linear.rows + kLargest) * p.padded_in())),
-        sums_(memory.take<float>((p.linear.rows + kLargest) * p.groups())),
-        row_(memory.take<T>(p.linear.in)) {}
+  static constexpr int kBlock = 8;
 
-  void place() const {
-    visit([&](auto mr, int64_t first, float* x, float* sums) {
-      for (int m = 0; m < mr(); ++m) place_row<mr()>(std::min(first + m, p_.linear.rows - 1), m, x, sums);
+  PackedRows(const PackedMatrix& w, int64_t rows, Carver& memory)
+      : w_(w),
+        rows_(rows),
+        x_(memory.take<float>((rows + kBlock) * w.padded_in())),
+        sums_(memory.take<float>((rows + kBlock) * w.groups())) {}
+
+  int64_t blocks() const { return (rows_ + kBlock - 1) / kBlock; }
+
+  // Rows of a block: row(i) is the one in place i, valid until the next call.
+  template <class F>
+  void place(int64_t block, F&& row) const {
+    visit(block, [&](auto mr, int64_t first, float* x, float* sums) {
+      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows_ - 1)), m, x, sums);
     });
   }
 
-  // f(rows of a group as a constant, its first row, its x, its sums): 8, 4, 2 or 1, where a group may lack its last
-  // row.
+  // f(rows of a group as a constant, its first row, its x, its sums) for the groups of a block, the last of which may
+  // lack its last row.
   template <class F>
-  void visit(F&& f) const {
-    float *x = x_, *sums = sums_;
+  void visit(int64_t block, F&& f) const {
     auto call = [&](auto mr, int64_t first) {
-      f(mr, first, x, sums);
-      x += mr() * p_.padded_in();
-      sums += mr() * p_.groups();
+      f(mr, first, x_ + first * w_.padded_in(), sums_ + first * w_.groups());
       return first + mr();
     };
-    for (int64_t first = 0; first < p_.linear.rows;) {
-      const int64_t left = p_.linear.rows - first;
+    const int64_t end = std::min(rows_, (block + 1) * kBlock);
+    for (int64_t first = block * kBlock; first < end;) {
+      const int64_t left = end - first;
       if (left >= 7) {
         first = call(std::integral_constant<int, 8>(), first);
       } else if (left >= 3) {
@@ -132,68 +170,83 @@ class PackedRows {
   }
 
  private:
-  static constexpr int kLargest = 8;
-
-  template <int MR>
-  void place_row(int64_t row, int m, float* x, float* sums) const {
-    const T* const from = prepared_row(p_.linear, row, row_);
-    const int64_t padded = p_.padded_group();
-    for (int64_t g = 0; g < p_.groups(); ++g) {
+  template <int MR, class T>
+  void place_row(const T* from, int m, float* x, float* sums) const {
+    const int64_t padded = w_.padded_group();
+    float smaller[kPackedSteps];
+    with_steps(w_.format, [&](auto steps) {
+      for (int k = 0; k < kPackedSteps; ++k) smaller[k] = steps.smaller(k);
+    });
+    for (int64_t g = 0; g < w_.groups(); ++g) {
       float sum = 0;
       for (int64_t k = 0; k < padded; ++k) {
-        const float value = k < p_.group ? static_cast<float>(to_float(from[g * p_.group + k])) : 0.0f;
+        const float value = k < w_.group ? static_cast<float>(to_float(from[g * w_.group + k])) : 0.0f;
         sum += value;
-        x[(g * padded + k) * MR + m] = p_.bits == 4 ? value * Int4Steps<1>::smaller(k) : value;
+        x[(g * padded + k) * MR + m] = value * smaller[k % kPackedSteps];
       }
       sums[g * MR + m] = sum;
     }
   }
 
-  const PackedLinearProblem& p_;
+  const PackedMatrix& w_;
+  int64_t rows_;
   float *x_, *sums_;
-  T* row_;
 };
 
-// A panel of output features for all rows.
-template <template <int> class Steps, class T>
-void packed_panel(const PackedLinearProblem& p, const PackedRows<T>& rows, int64_t panel) {
+// A panel at its full width: the last one of a matrix may be narrower, and becomes a copy with zeros.
+inline const char* whole_panel(const PackedMatrix& w, int64_t panel) {
+  const char* const data = packed_panel(w, panel);
+  const int64_t width = w.out - panel * kPackedPanel;
+  if (width >= kPackedPanel) return data;
+  char* const wide = static_cast<char*>(thread_scratch(Scratch::task, packed_panel_bytes(w)));
+  std::memset(wide, 0, packed_panel_bytes(w));
+  for (int64_t i = 0; i < w.row_words(); ++i)
+    std::memcpy(wide + i * kPackedLine, data + i * width * kPackedWord, width * kPackedWord);
+  return wide;
+}
+
+// All rows against a panel: f(row, first feature of the panel, MR rows of NV vectors of products).
+template <class Steps, class F>
+void packed_product(const PackedMatrix& w, const PackedRows& rows, int64_t panel, F&& f) {
   constexpr int kAll = kPackedPanel / Vec::width;
-  const int64_t n = panel * kPackedPanel, groups = p.groups() * kPackedPanel;
-  const char* const w = p.data + panel * p.panel_bytes();
-  const float* const scales = p.scales + panel * groups;
-  const float* const zeros = p.zeros ? p.zeros + panel * groups : nullptr;
-  rows.visit([&](auto mr, int64_t first, const float* x, const float* sums) {
-    constexpr int MR = mr(), kMost = Vec::width == 16 ? 16 : 8, NV = std::min(kAll, std::max(1, kMost / MR));
-    for (int v = 0; v < kAll; v += NV) {
-      const int at = v * Vec::width;
-      Vec y[MR][NV];
-      packed_columns<Steps, MR, NV>(p, w + at * Steps<NV>::kColumnBytes, scales + at, zeros ? zeros + at : nullptr, x,
-                                    sums, first == 0 && v == 0, y);
-      for (int m = 0; m < MR && first + m < p.linear.rows; ++m)
-        for (int j = 0; j < NV; ++j) {
-          const int64_t feature = n + at + j * Vec::width;
-          if (feature < p.linear.out)
-            finish_features<T>(p.linear, first + m, feature,
-                               static_cast<int>(std::min<int64_t>(Vec::width, p.linear.out - feature)), y[m][j]);
-        }
-    }
-  });
+  const char* const data = whole_panel(w, panel);
+  for (int64_t block = 0; block < rows.blocks(); ++block)
+    rows.visit(block, [&](auto mr, int64_t first, const float* x, const float* sums) {
+      constexpr int MR = mr(), kMost = Vec::width == 16 ? 16 : 8, NV = std::min(kAll, std::max(1, kMost / MR));
+      for (int v = 0; v < kAll; v += NV) {
+        Vec y[MR][NV];
+        packed_columns<Steps, MR, NV>(w, data + v * Vec::width * kPackedWord, x, sums, first == 0 && v == 0, y);
+        f(first, v * Vec::width, y);
+      }
+    });
 }
 
 template <class T>
-void packed_linear_typed(const PackedLinearProblem& p, const Parallel& parallel) {
+void packed_linear_typed(const PackedLinearProblem& problem, const Parallel& parallel) {
+  const LinearProblem& p = problem.linear;
+  const PackedMatrix& w = problem.weight;
   Carver measure;
-  PackedRows<T>(p, measure);
+  PackedRows(w, p.rows, measure);
   const Workspace workspace(measure.used());  // a long prompt's rows do not stay
   Carver memory(workspace.data());
-  const PackedRows<T> rows(p, memory);
-  rows.place();
-  parallel.for_each(p.panels(), linear_worth_threads(p.linear), [&](int64_t panel) {
-    if (p.bits == 4) {
-      packed_panel<Int4Steps, T>(p, rows, panel);
-    } else {
-      packed_panel<Int8Steps, T>(p, rows, panel);
-    }
+  const PackedRows rows(w, p.rows, memory);
+  parallel.for_each(rows.blocks(), p.rows * p.in > kLayerSerial, [&](int64_t block) {
+    T* const room = static_cast<T*>(thread_scratch(Scratch::task, p.in * sizeof(T)));
+    rows.place(block, [&](int64_t row) { return prepared_row(p, row, room); });
+  });
+  parallel.for_each(w.panels(), linear_worth_threads(p), [&](int64_t panel) {
+    with_steps(w.format, [&](auto steps) {
+      packed_product<decltype(steps)>(
+          w, rows, panel, [&]<int MR, int NV>(int64_t first, int at, const Vec(&y)[MR][NV]) {
+            for (int m = 0; m < MR && first + m < p.rows; ++m)
+              for (int j = 0; j < NV; ++j) {
+                const int64_t feature = panel * kPackedPanel + at + j * Vec::width;
+                if (feature < p.out)
+                  finish_features<T>(p, first + m, feature,
+                                     static_cast<int>(std::min<int64_t>(Vec::width, p.out - feature)), y[m][j]);
+              }
+          });
+    });
   });
 }
 

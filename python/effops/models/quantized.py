@@ -125,7 +125,10 @@ def _joined(parts: Sequence[StoredLinear], bits: int, source: str) -> PackedWeig
             )
     numbers, scales, zeros = (torch.cat([getattr(p, name) for p in parts]) for name in ("numbers", "scales", "zeros"))
     middle = 128 if bits == 8 else 0  # int8 has a sign
-    return from_numbers(numbers - middle, scales, zeros - middle, f"int{bits}", first)
+    try:
+        return from_numbers(numbers - middle, scales, zeros - middle, f"int{bits}", first)
+    except ValueError as error:
+        raise CheckpointError(source, "qzeros", str(error)) from None
 
 
 def _fields(words: Tensor, bits: int) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from effops.nn import DecoderLayer, Linear, RMSNorm
-
-Place = tuple[dict[str, Any], str]  # a module's dictionary, and a name in it
+from effops.nn import DecoderLayer, RMSNorm
+from effops.nn.packed import Place, places_of
 
 
 class DecoderWeights:
@@ -63,7 +62,8 @@ class DecoderWeights:
     def _find(self, layers: Sequence[Any]) -> list[Place | list[Place]] | None:
         self.windows = [0] * len(layers)
         embedding, norm, lm_head = (self._link(self._modules, name) for name in ("embed_tokens", "norm", "lm_head"))
-        if not layers or not (type(embedding) is nn.Embedding and type(norm) is RMSNorm and type(lm_head) is Linear):
+        head = places_of(lm_head)
+        if not layers or head is None or not (type(embedding) is nn.Embedding and type(norm) is RMSNorm):
             return None
         self._link(norm.__dict__, "eps")
         if embedding.max_norm is not None or self._link(lm_head._parameters, "bias") is not None:
@@ -83,8 +83,7 @@ class DecoderWeights:
                     self._links.append((where, name, None))
         if not all(len(column) in (0, len(layers)) for column in columns):
             return None
-        return [(embedding._parameters, "weight"), *columns, (norm._parameters, "weight"),
-                (lm_head._parameters, "weight")]  # fmt: skip
+        return [(embedding._parameters, "weight"), *columns, (norm._parameters, "weight"), head[0]]
 
     def _find_layer(self, layer: Any) -> list[Place] | None:
         """Where the ten weights of a layer are."""
@@ -101,7 +100,10 @@ class DecoderWeights:
                             (attention.__dict__, "clip")):  # fmt: skip
             self._link(where, name)
         linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-        qkv, o, gate_up, down = ([(linear._parameters, "weight"), (linear._parameters, "bias")] for linear in linears)
+        qkv, o, gate_up, down = (places_of(linear) or [] for linear in linears)
+        for linear in linears:
+            if "order" in linear._buffers:
+                self._link(linear._buffers, "order")
         first, second = ((norm._parameters, "weight") for norm in norms)
         return [first, *qkv, *o, second, *gate_up, *down]
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from effops import ops
 from effops.cache import DenseLayer, LayerCache, PagedLayer, Step
 from effops.nn.attention import Attention, Rope
-from effops.nn.basic import MLP, Linear, RMSNorm
+from effops.nn.basic import MLP, RMSNorm
 from effops.nn.functional import has_fused_layers
 from effops.nn.latent import LatentAttention
 from effops.nn.moe import MoE
+from effops.nn.packed import places_of
 
 
 class DecoderLayer(nn.Module):
@@ -85,12 +86,10 @@ class DecoderLayer(nn.Module):
             return None
         inner, outer = attention._modules, mlp._modules
         qkv, o, gate_up, down = inner["qkv_proj"], inner["o_proj"], outer["gate_up_proj"], outer["down_proj"]
-        if not (type(qkv) is Linear is type(o) and type(gate_up) is Linear is type(down)):
-            return None
         if inner["q_norm"] is not None or attention.clip is not None or norm1.eps != norm2.eps:
             return None
-        q, a, g, d = qkv._parameters, o._parameters, gate_up._parameters, down._parameters
-        return (
-            norm1._parameters["weight"], q["weight"], q["bias"], a["weight"], a["bias"],
-            norm2._parameters["weight"], g["weight"], g["bias"], d["weight"], d["bias"],
-        )  # fmt: skip
+        places = [places_of(linear) for linear in (qkv, o, gate_up, down)]
+        if None in places:
+            return None
+        q, a, g, d = ([where[name] for where, name in each or ()] for each in places)
+        return (norm1._parameters["weight"], *q, *a, norm2._parameters["weight"], *g, *d)

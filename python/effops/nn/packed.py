@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.format = weight.format
         tensors = weight.tensors()
-        for name in ("data", "scales", "zeros", "order", "about"):
+        for name in ("data", "order", "about"):
             self.register_buffer(name, tensors.get(name))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
         self._packed: PackedWeight | None = None
@@ -43,19 +43,18 @@ class PackedLinear(nn.Module):
         return cls(ops.pack_weight(own.weight, format, group_size=group_size, symmetric=symmetric), own.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
-        kept = {name: self._buffers[name] for name in ("scales", "zeros")}
+        kept: Any = self._buffers["data"]
         super()._apply(fn, recurse)
-        for name, t in kept.items():  # steps stay float32 in a model of another dtype
-            moved = self._buffers[name]
-            if t is not None and moved is not None:
-                self._buffers[name] = t.to(moved.device)
+        moved: Any = self._buffers["data"]
+        if moved.dtype != kept.dtype:  # float8 stays what it is in a model of another dtype
+            self._buffers["data"] = kept.to(moved.device)
         return self
 
     @property
     def weight(self) -> PackedWeight:
         own: Any = self._buffers
         packed = self._packed
-        if packed is None or packed.data is not own["data"] or packed.scales is not own["scales"]:
+        if packed is None or packed.data is not own["data"] or packed.order is not own["order"]:
             packed = PackedWeight.from_tensors({name: t for name, t in own.items() if t is not None})
             self._packed = packed
         return packed
@@ -87,6 +86,19 @@ class PackedLinear(nn.Module):
             y = F.linear(x, weight.dequantize().to(x.dtype), bias)
             return y if residual is None else y + residual
         return ops.packed_linear(x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated)
+
+
+Place = tuple[dict[str, Any], str]  # a module's dictionary, and a name in it
+
+
+def places_of(linear: Any) -> list[Place] | None:
+    """Where the weight, as the ops take it, and the bias of a layer are; None where it is not one of this package's, or
+    the ops have no such weight."""
+    if type(linear) is Linear:
+        return [(linear._parameters, "weight"), (linear._parameters, "bias")]
+    if type(linear) is PackedLinear and linear._buffers["order"] is None:
+        return [(linear._buffers, "data"), (linear._parameters, "bias")]
+    return None
 
 
 @dataclass(frozen=True)

@@ -178,13 +178,6 @@ def _packed_linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, *
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@_fake("quantized_linear")
-def _quantized_linear_fake(
-    x: Tensor, data: Tensor, scales: Tensor, zeros: Tensor | None, features: int, *_: Any, **__: Any
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], features))
-
-
 @_fake("decoder_layer")
 def _decoder_layer_fake(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x.new_empty(x.shape)
@@ -419,7 +412,6 @@ WITHOUT_GRADIENT = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention_backward",
     "cascade_attention", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk",
     "medusa_draft", "merge_kv", "moe_sort", "pack_ancestors", "packed_linear", "page_topk", "paged_attention",
-    "quantized_linear",
     "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention",
     "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip

@@ -12,7 +12,6 @@ from effops.ops.layer import rms_norm, silu_mul
 from effops.ops.packed_weight import PackedWeight
 
 _packed_linear = torch.ops.effops.packed_linear.default
-_quantized_linear = torch.ops.effops.quantized_linear.default
 
 
 def packed_linear(
@@ -34,8 +33,9 @@ def packed_linear(
 
     Args:
         x: ``[..., K]`` (``[..., 2K]`` if gated), float32, bfloat16, float16 or float64.
-        weight: ``[N, K]``, packed or plain, x's dtype; any strides, rows contiguous for speed. Or quantised: x is then
-            float32, bfloat16 or float16, products are summed in float32 by groups, and any number of rows streams.
+        weight: ``[N, K]``, packed or plain, x's dtype; any strides, rows contiguous for speed. Or quantised, a
+            PackedWeight or its ``data``: x is then float32, bfloat16 or float16, products are summed in float32 by
+            groups, and any number of rows streams.
         bias: ``[N]``; residual: ``[..., N]``, added in the epilogue; x's dtype.
         norm: ``[K]``, x's dtype: ``rms_norm(x, norm, norm_eps)`` comes first.
         gated: ``silu_mul(x)`` comes first; excludes norm.
@@ -46,6 +46,10 @@ def packed_linear(
     if isinstance(weight, PackedWeight) and weight.order is not None:
         x = (rms_norm(x, norm, norm_eps) if norm is not None else silu_mul(x) if gated else x)[..., weight.order]
         norm, gated = None, False
+    if isinstance(weight, PackedWeight) and weight.quantized_shape is not None:
+        expected = weight.shape[1] * (2 if gated else 1)
+        if x.dim() and x.shape[-1] != expected:
+            raise RuntimeError(f"packed_linear: x: expected shape [..., {expected}], got {list(x.shape)}")
     options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
     if residual is not None:
         options["residual"] = residual
@@ -53,16 +57,10 @@ def packed_linear(
         options["norm"], options["norm_eps"] = norm, norm_eps
     if gated:
         options["gated"] = True
-    op: Any = _packed_linear
-    arguments: tuple[Any, ...] = (x, weight, bias)
-    if isinstance(weight, PackedWeight):
-        arguments = (x, weight.data, bias)
-        if weight.scales is not None:
-            op = _quantized_linear
-            arguments = (x, weight.data, weight.scales, weight.zeros, weight.shape[0], weight.bits, bias)
-    if dispatches(x, arguments[1], bias, residual, norm):
-        out: Tensor = op(*arguments, **options)
+    w = weight.data if isinstance(weight, PackedWeight) else weight
+    if dispatches(x, w, bias, residual, norm):
+        out: Tensor = _packed_linear(x, w, bias, **options)
         return out
     with BelowAutograd():
-        out = op(*arguments, **options)
+        out = _packed_linear(x, w, bias, **options)
         return out

@@ -10,19 +10,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-BITS = {"int8": 8, "int4": 4}
-_PANEL, _WORD = 32, 8  # output features side by side; int4 inputs of a 32-bit word, what inputs are padded to
+BITS = {"int8": 8, "int4": 4, "fp8_e4m3": 8}
+_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn}
+_RANGES = {"int8": (-128, 127), "int4": (0, 15)}
+_LARGEST_FP8 = 448
+_PANEL = 32  # output features side by side
+_PADDED = 8  # what the inputs of a group are padded to
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """The weight [N, K] of a linear layer. In a floating format ``data`` is the weight; quantised, it is what the
-    kernels read, and a weight is ``(number - zero) * scale`` of its group of inputs."""
+    """The weight [N, K] of a linear layer. In a floating format ``data`` is the weight; quantised, a weight is
+    ``(number - zero) * scale`` of its group of inputs, and ``data`` what the kernels read."""
 
     format: str
-    data: Tensor  # [N, K]; int8 [panels, K, 32]; or int4, int32 words [panels, K / 8, 32]: K padded to words by group
-    scales: Tensor | None = None  # float32 [panels, groups, 32]
-    zeros: Tensor | None = None  # the same; None: 8 for int4, 0 for int8
+    data: Tensor  # [N, K]; or [N, row bytes] of int8, uint8 (two int4 a byte) or float8_e4m3fn: see _rows
     quantized_shape: tuple[int, int] | None = None
     order: Tensor | None = None  # int64 [K]: the input that each place of a quantised weight has; None: in order
 
@@ -38,33 +40,38 @@ class PackedWeight:
     @property
     def group_size(self) -> int | None:
         """Inputs that share a step; None in a floating format."""
-        return None if self.scales is None else self.shape[1] // max(1, self.scales.shape[1])
+        if self.quantized_shape is None:
+            return None
+        return self.shape[1] // max(1, _groups(self.shape[1], self.data.shape[1], self.bits))
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.data, self.scales, self.zeros, self.order) if t is not None)
+        return self.data.nbytes + (0 if self.order is None else self.order.nbytes)
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a quantised weight, in the order of its places: numbers int16 [N, K]; scales and zeros float32
-        [N, groups]."""
-        assert self.scales is not None
+        """Of a quantised weight, in the order of its places: numbers [N, K], scales and zeros [N, groups], float32."""
         n, k = self.shape
-        groups = self.scales.shape[1]
-        raw = _fields(self.data) if self.format == "int4" else self.data.to(torch.int16)
-        rows = raw.transpose(1, 2).flatten(0, 1)[:n]
-        numbers = rows.unflatten(1, (groups, -1))[..., : k // max(1, groups)].flatten(1) if k else rows
-        scales = _from_panels(self.scales, n)
-        middle = torch.full_like(scales, 8.0 if self.format == "int4" else 0.0)
-        return numbers, scales, middle if self.zeros is None else _from_panels(self.zeros, n)
+        groups = _groups(k, self.data.shape[1], self.bits)
+        if groups == 0:
+            return torch.zeros(n, k), torch.zeros(n, 0), torch.zeros(n, 0)
+        words = _rows(self.data.view(torch.int32), back=True).unflatten(1, (groups, -1))
+        least = _RANGES.get(self.format, (0, 0))[0]
+        fields = _fields(words[..., :-1].contiguous(), self.bits)[..., : k // groups].flatten(1)
+        if self.format == "fp8_e4m3":
+            numbers = fields.to(torch.uint8).view(torch.float8_e4m3fn).float()
+        else:
+            numbers = fields.float() + least
+        steps = words[..., -1].contiguous()
+        return numbers, (steps & ~255).view(torch.float32), (steps & 255).float() + least
 
     def dequantize(self) -> Tensor:
         """The weight [N, K] as the product sees it; float32 where it is quantised."""
-        if self.scales is None:
+        if self.quantized_shape is None:
             return self.data
         numbers, scales, zeros = self.numbers()
         if self.shape[1] == 0:
-            return torch.zeros(self.shape)
-        in_groups = numbers.float().unflatten(1, (scales.shape[1], -1))
+            return numbers
+        in_groups = numbers.unflatten(1, (scales.shape[1], -1))
         return self.in_order(((in_groups - zeros[..., None]) * scales[..., None]).flatten(1))
 
     def in_order(self, places: Tensor) -> Tensor:
@@ -73,9 +80,7 @@ class PackedWeight:
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """What a safetensors file holds of it: see :meth:`from_tensors`."""
-        n, k = self.shape
-        about = torch.tensor([n, k, BITS.get(self.format, 0)])
-        named = {"data": self.data, "scales": self.scales, "zeros": self.zeros, "order": self.order, "about": about}
+        named = {"data": self.data, "order": self.order, "about": torch.tensor([*self.shape, self.group_size or 0])}
         return {f"{prefix}{name}": t.contiguous() for name, t in named.items() if t is not None}
 
     @classmethod
@@ -88,47 +93,33 @@ class PackedWeight:
         for name in ("data", "about"):
             if prefix + name not in tensors:
                 raise ValueError(f"PackedWeight: {prefix}{name}: expected a tensor of this name, got {sorted(tensors)}")
-        data, scales, zeros, order, about = (
-            tensors.get(prefix + name) for name in ("data", "scales", "zeros", "order", "about")
-        )
+        data, order, about = (tensors.get(prefix + name) for name in ("data", "order", "about"))
         assert data is not None and about is not None
         if about.dtype != torch.int64 or about.shape != (3,):
             raise ValueError(f"PackedWeight: {prefix}about: expected int64 [3], got {about.dtype} {list(about.shape)}")
-        n, k, bits = about.tolist()
-        if bits == 0:
-            formats = [name for name, dtype in FLOATS.items() if dtype == data.dtype]
-            if not formats or data.shape != (n, k):
-                raise ValueError(
-                    f"PackedWeight: {prefix}data: expected a floating [{n}, {k}], got {data.dtype} {list(data.shape)}"
-                )
-            return cls(formats[0], data)
-        format = next((name for name, b in BITS.items() if b == bits), None)
-        if format is None:
-            raise ValueError(f"PackedWeight: {prefix}about: expected 0, 4 or 8 bits, got {bits}")
-        if scales is None:
-            raise ValueError(f"PackedWeight: {prefix}scales: expected a tensor beside {bits} bits, got None")
-        panels = -(-n // _PANEL)
-        groups = scales.shape[1] if scales.dim() == 3 else -1
-        _expect(f"{prefix}scales", scales, torch.float32, (panels, groups, _PANEL))
-        if not (groups == 0 if k == 0 else groups > 0 and k % groups == 0):
-            raise ValueError(f"PackedWeight: {prefix}scales: expected groups that divide K = {k}, got {groups}")
-        padded = groups * -(-(k // max(1, groups)) // _WORD) * _WORD
-        if bits == 4:
-            _expect(f"{prefix}data", data, torch.int32, (panels, padded // _WORD, _PANEL))
-        else:
-            _expect(f"{prefix}data", data, torch.int8, (panels, padded, _PANEL))
-        if zeros is not None:
-            _expect(f"{prefix}zeros", zeros, torch.float32, (panels, groups, _PANEL))
+        n, k, group = about.tolist()
+        format = next((name for name, dtype in {**FLOATS, **_DTYPES}.items() if dtype == data.dtype), None)
+        if format is None or data.dim() != 2 or data.shape[0] != n or (format in FLOATS and data.shape[1] != k):
+            raise ValueError(
+                f"PackedWeight: {prefix}data: expected [{n}, {k}] in a floating format or [{n}, row bytes], "
+                f"got {data.dtype} {list(data.shape)}"
+            )
+        if format in FLOATS:
+            return cls(format, data)
+        groups = _groups(k, data.shape[1], BITS[format])
+        if groups < 0 or groups * group != k:
+            raise ValueError(
+                f"PackedWeight: {prefix}data: expected rows of {k} inputs in {format}, padded to {_PADDED}, and 4 "
+                f"bytes for each group of {group} inputs, got {data.shape[1]} bytes"
+            )
         if order is not None:
-            _expect(f"{prefix}order", order, torch.int64, (k,))
+            if order.dtype != torch.int64 or order.shape != (k,):
+                raise ValueError(
+                    f"PackedWeight: {prefix}order: expected int64 [{k}], got {order.dtype} {list(order.shape)}"
+                )
             if not torch.equal(order.sort().values, torch.arange(k, device=order.device)):
                 raise ValueError(f"PackedWeight: {prefix}order: expected each of {k} inputs once, got others")
-        return cls(format, data, scales, zeros, (n, k), order)
-
-
-def _expect(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if t.dtype != dtype or t.shape != shape:
-        raise ValueError(f"PackedWeight: {name}: expected {dtype} {list(shape)}, got {t.dtype} {list(t.shape)}")
+        return cls(format, data, (n, k), order)
 
 
 def pack_weight(
@@ -138,17 +129,18 @@ def pack_weight(
 
     ``"int8"`` and ``"int4"`` store numbers of that many bits, rounded half to even, and for each group of inputs of an
     output feature a step: ``max|w| / 127`` or ``/ 7`` where symmetric, else the range of the group and zero in 255 or
-    15 steps, with a zero that is a number. So every weight is within half a step.
+    15 steps, with a zero that is a number. So every weight is within half a step. ``"fp8_e4m3"`` stores float8 numbers
+    of steps ``max|w| / 448``, rounded half to even. A step is a float32 of 16 bits, rounded up.
 
     Args:
-        format: ``"f32"``, ``"bf16"``, ``"f16"``, ``"int8"`` or ``"int4"``; None: that of w's dtype.
+        format: ``"f32"``, ``"bf16"``, ``"f16"``, ``"int8"``, ``"int4"`` or ``"fp8_e4m3"``; None: that of w's dtype.
         group_size: inputs that share a step: a multiple of 8 that divides K; None: 128 for int4 where it divides K,
             else all.
         symmetric: whether numbers are as far below zero as above.
 
     Raises:
         ValueError: unknown format, w is not a matrix of a floating dtype or, to be quantised, not finite; a group size
-            that K is no multiple of.
+            that K is no multiple of; float8 with zeros.
     """
     if w.dim() != 2:
         raise ValueError(f"pack_weight: w: expected shape [N, K], got {list(w.shape)}")
@@ -162,70 +154,110 @@ def pack_weight(
         if group_size is not None:
             raise ValueError(f"pack_weight: group_size: expected None beside {format}, got {group_size}")
         return PackedWeight(format, w.detach().to(FLOATS[format]))
+    if format == "fp8_e4m3" and not symmetric:
+        raise ValueError("pack_weight: symmetric: expected True beside fp8_e4m3, got False")
     w = w.detach().float()
     if not w.isfinite().all():
         raise ValueError(f"pack_weight: w: expected finite values for {format}, got NaN or inf")
     inputs = w.shape[1]
     if group_size is None:
         group_size = 128 if format == "int4" and inputs % 128 == 0 and inputs > 0 else inputs
-    if inputs and (group_size < 1 or inputs % group_size or (group_size % _WORD and group_size != inputs)):
+    if inputs and (group_size < 1 or inputs % group_size or (group_size % _PADDED and group_size != inputs)):
         raise ValueError(
-            f"pack_weight: group_size: expected a multiple of {_WORD} that divides K = {inputs}, or K, got {group_size}"
+            f"pack_weight: group_size: expected a multiple of {_PADDED} that divides K = {inputs}, or K, "
+            f"got {group_size}"
         )
     groups = inputs // group_size if inputs else 0
     in_groups = w.unflatten(1, (groups, group_size)) if groups else w.new_zeros(w.shape[0], 0, 1)
-    numbers, scales, zeros = _quantize(in_groups, BITS[format], symmetric)
-    return from_numbers(numbers, scales, zeros, format)
+    return from_numbers(*_quantize(in_groups, format, symmetric), format)
 
 
 def from_numbers(
     numbers: Tensor, scales: Tensor, zeros: Tensor | None, format: str, order: Tensor | None = None
 ) -> PackedWeight:
     """Of numbers [N, groups, group], scales and zeros [N, groups], as they come from a quantiser or a checkpoint:
-    0 to 15 for int4, -128 to 127 for int8."""
-    shape = (numbers.shape[0], numbers.shape[1] * numbers.shape[2])
-    rows = pad(numbers, (0, -numbers.shape[2] % _WORD)).flatten(1)
-    panels = pad(rows, (0, 0, 0, -shape[0] % _PANEL)).unflatten(0, (-1, _PANEL)).transpose(1, 2)  # [panels, K, 32]
-    data = panels.to(torch.int8).contiguous() if format == "int8" else _words(panels)
-    in_panels = [None if t is None else _to_panels(t.float()) for t in (scales, zeros)]
-    return PackedWeight(format, data, in_panels[0], in_panels[1], shape, order)
+    0 to 15 for int4, -128 to 127 for int8; zeros None: 8 and 0. Scales are rounded to 16 bits.
+
+    Raises:
+        ValueError: a zero that its byte does not hold.
+    """
+    n, groups, group = numbers.shape
+    bits, least = BITS[format], _RANGES.get(format, (0, 0))[0]
+    padded = pad(numbers, (0, -group % _PADDED))
+    if format == "fp8_e4m3":
+        fields, stored_zeros = padded.to(torch.float8_e4m3fn).view(torch.uint8), torch.zeros_like(scales)
+    else:
+        fields = padded - least
+        stored_zeros = (
+            scales.new_full(scales.shape, 8.0 if format == "int4" else 0.0) if zeros is None else zeros
+        ) - least
+    if stored_zeros.numel() and (stored_zeros.min() < 0 or stored_zeros.max() > 255):
+        raise ValueError(
+            f"from_numbers: zeros: expected values from {least} to {least + 255} for {format}, got "
+            f"{stored_zeros.min() + least} to {stored_zeros.max() + least}"
+        )
+    steps = ((scales.float().contiguous().view(torch.int32) + 128) & ~255) | stored_zeros.to(torch.int32)
+    words = torch.cat([_words(fields.to(torch.int64), bits), steps[..., None]], 2).flatten(1)
+    return PackedWeight(format, _rows(words, back=False).view(_DTYPES[format]), (n, groups * group), order)
 
 
-def _quantize(w: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _quantize(w: Tensor, format: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Numbers, scales and zeros of w [N, groups, group]."""
-    least, most = (0, 15) if bits == 4 else (-128, 127)
+    largest = w.abs().amax(-1) if w.numel() else w.new_zeros(w.shape[:-1])
+    if format == "fp8_e4m3":
+        scales, divisor = _steps(largest / _LARGEST_FP8)
+        return (w / divisor[..., None]).clamp(-_LARGEST_FP8, _LARGEST_FP8), scales, None
+    least, most = _RANGES[format]
     if symmetric:
-        middle, largest = (8, 7) if bits == 4 else (0, 127)
-        scales = (w.abs().amax(-1) if w.numel() else w.new_zeros(w.shape[:-1])) / largest
-        steps = w / torch.where(scales > 0, scales, 1.0)[..., None]
-        return (steps.round() + middle).clamp(middle - largest, middle + largest), scales, None
-    low = (w.amin(-1) if w.numel() else w.new_zeros(w.shape[:-1])).clamp(max=0)
-    high = (w.amax(-1) if w.numel() else w.new_zeros(w.shape[:-1])).clamp(min=0)
-    scales = (high - low) / (most - least)
-    divisor = torch.where(scales > 0, scales, 1.0)
+        middle, ends = (8, 7) if format == "int4" else (0, 127)
+        scales, divisor = _steps(largest / ends)
+        return ((w / divisor[..., None]).round() + middle).clamp(middle - ends, middle + ends), scales, None
+    low = (w.amin(-1) if w.numel() else largest).clamp(max=0)
+    high = (w.amax(-1) if w.numel() else largest).clamp(min=0)
+    scales, divisor = _steps((high - low) / (most - least))
     zeros = least - (low / divisor).round()
-    numbers = ((w / divisor[..., None]).round() + zeros[..., None]).clamp(least, most)
-    return numbers, scales, zeros
+    return ((w / divisor[..., None]).round() + zeros[..., None]).clamp(least, most), scales, zeros
 
 
-def _words(panels: Tensor) -> Tensor:
-    """Numbers [panels, K, 32] of 0 to 15 as words [panels, K / 8, 32]."""
-    fields = panels.to(torch.int64).unflatten(1, (-1, _WORD))
-    shifts = torch.arange(0, 32, 4).view(1, 1, _WORD, 1)
-    words = (fields << shifts).sum(2)
+def _steps(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales as they are stored, not below the given ones, and what to divide by."""
+    stored = ((scales.contiguous().view(torch.int32) + 255) & ~255).view(torch.float32)
+    return stored, torch.where(stored > 0, stored, 1.0)
+
+
+def _groups(inputs: int, row_bytes: int, bits: int) -> int:
+    """Groups of inputs in a row; -1 where no number of them has so many bytes."""
+    steps = row_bytes - (inputs + _PADDED - 1) // _PADDED * _PADDED * bits // 8
+    groups = steps // 4
+    if inputs == 0:
+        return 0 if row_bytes == 0 else -1
+    if steps <= 0 or steps % 4 or inputs % groups or (groups > 1 and inputs // groups % _PADDED):
+        return -1
+    return groups
+
+
+def _words(fields: Tensor, bits: int) -> Tensor:
+    """Fields [..., K], int64 below 2^bits, as int32 words [..., K * bits / 32], the first field lowest."""
+    each = 32 // bits
+    words = (fields.unflatten(-1, (-1, each)) << torch.arange(0, 32, bits, device=fields.device)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
-def _fields(words: Tensor) -> Tensor:
-    """The inverse of _words, int16."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32).view(1, 1, _WORD, 1)
-    return ((words[:, :, None] >> shifts) & 15).to(torch.int16).flatten(1, 2)
+def _fields(words: Tensor, bits: int) -> Tensor:
+    """The inverse of _words, int32."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
+    return ((words[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
 
 
-def _to_panels(t: Tensor) -> Tensor:
-    """[N, groups] as [panels, groups, 32]."""
-    return pad(t, (0, 0, 0, -t.shape[0] % _PANEL)).unflatten(0, (-1, _PANEL)).transpose(1, 2).contiguous()
+def _rows(words: Tensor, back: bool) -> Tensor:
+    """Rows of words [N, R] as they lie in memory: 32 rows form a panel, the last one of what is left, and a panel is
+    transposed, [R, rows]. A row is, for each group of inputs, its numbers and a word of its scale, a float32 without
+    its last 8 bits, and its zero in these (int8's and its numbers plus 128). ``back``: the rows of what lies there."""
+    n, r = words.shape
+    whole = n - n % _PANEL
 
+    def turned(some: Tensor, width: int) -> Tensor:
+        inner = (r, width) if back else (width, r)
+        return some.reshape(len(some) // max(1, width), *inner).transpose(1, 2).reshape(some.shape)
 
-def _from_panels(t: Tensor, features: int) -> Tensor:
-    return t.transpose(1, 2).flatten(0, 1)[:features]
+    return torch.cat([turned(words[:whole], _PANEL), turned(words[whole:], n - whole)])

@@ -322,10 +322,10 @@ def packed_linear_bound(
     path, which more than 16 rows take, so may be the product before its bias and their sum before the residual.
     The error of ``norm`` or ``gated``, rounded to the dtype, passes through the absolute weights.
 
-    A quantised weight's numbers and zero are summed apart, a step and a difference a group: K + 2 groups + 6 roundings
-    of |scale| (|number| + |zero|)."""
+    A quantised weight's numbers and zero, int8's plus 128, are summed apart, a step and a difference a group:
+    K + 2 groups + 6 roundings of |scale| (|number| + |zero|)."""
     u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), weight.shape[-1]
-    quantized = getattr(weight, "scales", None) is not None
+    quantized = getattr(weight, "quantized_shape", None) is not None
     before = Interval(x.detach().to(torch.float64), x.new_zeros((), dtype=torch.float64))
     if norm is not None:
         before = rms_norm_bound(x, norm, norm_eps)
@@ -362,7 +362,8 @@ def _quantized_sizes(weight: Any) -> tuple[Tensor, Tensor, int]:
         return numbers, numbers, 3
     groups = scales.shape[1]
     each, scale, zero = numbers.unflatten(1, (groups, -1)), scales[..., None], zeros[..., None]
-    w64, sizes = (each - zero) * scale, scale.abs() * (each.abs() + zero.abs())
+    stored = 128 if weight.format == "int8" else 0
+    w64, sizes = (each - zero) * scale, scale.abs() * ((each + stored).abs() + (zero + stored).abs())
     return weight.in_order(w64.flatten(1)), weight.in_order(sizes.flatten(1)), 2 * groups + 6
 
 

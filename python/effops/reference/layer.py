@@ -19,35 +19,41 @@ def _widen(x: Tensor) -> Tensor:
 def pack_weight(
     w: Tensor, format: str | None = None, *, group_size: int | None = None, symmetric: bool = True
 ) -> Tensor:
-    """The weight [N,K] that the format leaves of w: in its dtype, or float32 numbers of steps for int8 and int4."""
+    """The weight [N,K] that the format leaves of w: in its dtype, or float32 for int8, int4 and fp8_e4m3."""
     formats = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
     if format is None:
         return w
-    if format in ("int8", "int4"):
-        return _quantized(w.float(), 8 if format == "int8" else 4, group_size, symmetric)
+    if format in ("int8", "int4", "fp8_e4m3"):
+        return _quantized(w.float(), format, group_size, symmetric)
     if format not in formats:
         raise RuntimeError(f"pack_weight: format: expected one of {', '.join(formats)}, got {format!r}")
     return w.to(formats[format])
 
 
-def _quantized(w: Tensor, bits: int, group_size: int | None, symmetric: bool) -> Tensor:
-    """Groups of ``group_size`` inputs (None: 128 for 4 bits where it divides K, else all) have one step: the largest
-    size over 2^(bits - 1) - 1, or the range with zero over 2^bits - 1 and a zero that is a whole number of steps."""
+def _quantized(w: Tensor, format: str, group_size: int | None, symmetric: bool) -> Tensor:
+    """Groups of ``group_size`` inputs (None: 128 for int4 where it divides K, else all) have one step: the largest size
+    over 7, 127 or, of float8 numbers, 448; or the range with zero over 15 or 255 and a zero that is a whole number of
+    steps. A step has 16 bits and is rounded up."""
     if w.shape[1] == 0:
         return w
     if group_size is None:
-        group_size = 128 if bits == 4 and w.shape[1] % 128 == 0 else w.shape[1]
+        group_size = 128 if format == "int4" and w.shape[1] % 128 == 0 else w.shape[1]
+    most = {"int4": 7, "int8": 127, "fp8_e4m3": 448}[format]
     out = torch.zeros_like(w)
     for n in range(w.shape[0]):
         for first in range(0, w.shape[1], group_size):
             row = w[n, first : first + group_size]
-            most = 2 ** (bits - 1) - 1
             low, high = row.min().clamp(max=0), row.max().clamp(min=0)
-            step = row.abs().max() / most if symmetric else (high - low) / (2**bits - 1)
+            step = row.abs().max() / most if symmetric else (high - low) / (2 * most + 1)
             if step == 0:
                 continue
-            lowest = -most if symmetric else (low / step).round()
-            numbers = (row / step).round().clamp(lowest, lowest + (2 * most if symmetric else 2**bits - 1))
+            mantissa, exponent = torch.frexp(step)
+            step = torch.ldexp((mantissa * 2**16).ceil() / 2**16, exponent)
+            lowest = -most if symmetric else int((low / step).round())
+            numbers = row / step if format == "fp8_e4m3" else (row / step).round()
+            numbers = numbers.clamp(lowest, lowest + (2 * most if symmetric else 2 * most + 1))
+            if format == "fp8_e4m3":
+                numbers = numbers.to(torch.float8_e4m3fn).float()
             out[n, first : first + group_size] = numbers * step
     return out
 
