@@ -5,6 +5,7 @@
 #include "attention/mass.h"
 #include "attention/merge_states.h"
 #include "cache/cache.h"
+#include "gemv/gemv.h"
 #include "layer/layer.h"
 #include "moe/grouped.h"
 #include "moe/moe.h"
@@ -46,6 +47,8 @@ DeviceLibrary library() {
   l.kv_merge_workspace = &kv_merge_workspace;
   l.kv_merge = &kv_merge;
   l.commit_rows = &commit_rows;
+  l.packed_linear = &packed_linear;
+  l.add = &add;
   l.rms_norm = &rms_norm;
   l.rotary = &rotary;
   l.rotary_append = &rotary_append;

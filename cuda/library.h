@@ -11,6 +11,7 @@
 #include "common/layer_problem.h"
 #include "common/mass_problem.h"
 #include "common/moe_problem.h"
+#include "common/packed_problem.h"
 #include "common/page_bounds.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
@@ -46,6 +47,8 @@ struct DeviceLibrary {
   int64_t (*kv_merge_workspace)(const KvMergeProblem&);
   int (*kv_merge)(const KvMergeProblem&, void* workspace, void* stream);
   int (*commit_rows)(const CommitProblem&, void* stream);
+  int (*packed_linear)(const PackedLinearProblem&, void* stream);  // without norm and gate
+  int (*add)(const AddProblem&, void* stream);
   int (*rms_norm)(const RmsNormProblem&, void* stream);
   int (*rotary)(const RotaryProblem&, void* stream);
   int (*rotary_append)(const RotaryAppendProblem&, void* stream);

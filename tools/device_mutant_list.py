@@ -33,6 +33,7 @@ PAGES = ("tests/ops/test_page_bounds.py", "-k", "f32 or numbers")
 MASS = ("tests/ops/test_mass.py", "-k", "test_the_rows_that_see_a_key and bf16")
 EVICT = ("tests/ops/test_evict.py", "-k", "f32 or together or goes")
 MERGE_KV = ("tests/ops/test_merge_kv.py", "-k", "f32 or first")
+PACKED = ("tests/ops/test_quantized_linear.py", "-k", "test_any_call and int8")
 LISTS = ("tests/ops/test_sparse.py", "-k", "test_any_call and bf16 or test_a_list and bf16")
 
 DEVICE_MUTANTS = (
@@ -333,5 +334,40 @@ DEVICE_MUTANTS = (
         "__popc(peers >> lane_index() >> 1)",
         "an expert with two slots",
         tests=("tests/ops/test_moe_permute.py", "-k", "test_sort"),
+    ),
+    DeviceMutant(
+        "packed-step-of-the-first-group",
+        "cuda/gemv/panel.h",
+        "return *at(group, group_words_ - 1, feature);",
+        "return *at(0, group_words_ - 1, feature);",
+        "packed weights of two groups",
+        tests=PACKED,
+    ),
+    DeviceMutant(
+        "packed-panel-as-wide-as-others",
+        "cuda/gemv/panel.h",
+        "min_of(feature, width_ - 1)",
+        "feature",
+        "packed weights of 33 output features",
+        report="outside|out of bounds",
+        tests=PACKED,
+    ),
+    DeviceMutant(
+        "packed-inputs-of-the-next-group",
+        "cuda/gemv/panel.h",
+        "row < l.rows ? a.p.weight.group - first : 0;",
+        "row < l.rows ? a.p.weight.padded_group() - first : 0;",
+        "packed weights of 33 inputs",
+        report="outside|out of bounds",
+        tests=PACKED,
+    ),
+    DeviceMutant(
+        "packed-sums-read-early",
+        "cuda/gemv/panel.h",
+        "int64_t panel, int width) {\n  __syncthreads();",
+        "int64_t panel, int width) {",
+        "any packed weight",
+        report="race:|uninitialised",
+        tests=PACKED,
     ),
 )

@@ -23,9 +23,20 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "ops"), str(ROOT / "tests")]
 # Ops without device kernels.
-ONLY_CPU = ("packed_linear", "decoder_layer", "decoder", "medusa_draft")
+ONLY_CPU = ("decoder_layer", "decoder", "medusa_draft")
 TESTS = ("attention_bounds", "attention_exact", "varlen", "paged", "tree_attention", "attention_gradients", "merge")
-TESTS += ("append", "commit", "layer", "rotary_append", "sampling", "trees", "verify", "typical", "backend")
+TESTS += (
+    "append",
+    "commit",
+    "layer",
+    "quantized_linear",
+    "rotary_append",
+    "sampling",
+    "trees",
+    "verify",
+    "typical",
+    "backend",
+)
 
 
 @dataclass

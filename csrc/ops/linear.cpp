@@ -1,4 +1,4 @@
-// packed_linear on the CPU.
+// packed_linear.
 #include <torch/csrc/stable/ops.h>
 
 #include "ops/backend.h"
@@ -9,7 +9,8 @@ namespace effops::ops {
 namespace {
 
 // torch's own GEMM, the fastest path for many rows; the residual, contiguous, is added after.
-Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const LinearProblem& p) {
+Tensor torch_linear(const Backend& backend, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                    const LinearProblem& p) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   StableIValue stack[3] = {from(x), from(weight), from(bias)};
@@ -18,7 +19,7 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
   Tensor y = to<Tensor>(stack[0]);
   if (p.residual != nullptr) {
     const AddProblem add{p.dtype, p.rows * p.out, p.residual, Arg("", "", y).mutable_data()};
-    cpu::kernels().add(add, torch_threads());
+    backend.run(&cpu::Kernels::add, &DeviceLibrary::add, add);
   }
   return y;
 }
@@ -28,7 +29,7 @@ Tensor torch_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor norm,
                      double norm_eps, bool gated) {
   const char* op = "packed_linear";
-  const Backend backend(op);
+  const Backend backend(op, x);
   const Arg a(op, "x", x);
   Arg w(op, "weight", weight);
   a.dtype();
@@ -37,16 +38,19 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   w.rank(2, packed ? "[N, row bytes]" : "[N, K]");
   LinearCall call(op, x, packed ? -1 : w.size(1), w.size(0), bias, residual, norm, norm_eps, gated);
   LinearProblem& p = call.p;
-  if (packed) {
-    const PackedMatrix matrix = packed_matrix(w, p.in, a);
-    Tensor y = call.result();
-    cpu::kernels().packed_linear({p, matrix}, torch_threads());
-    return y;
-  }
-  if (!streams_linear(p.dtype, p.rows)) {
+  // Plain weights are torch's on a GPU, and this processor's where device kernels serve its tensors.
+  const bool gemm = !packed && (a.device_type != aoti_torch_device_type_cpu() || !streams_linear(p.dtype, p.rows));
+  const PackedMatrix matrix = packed ? packed_matrix(w, p.in, a) : PackedMatrix();
+  if (backend.device() != nullptr || gemm) {
     if (gated) x = silu_mul(x);
     if (norm && p.in > 0) x = rms_norm(x, *norm, norm_eps, 0);
-    return torch_linear(x, weight, bias, p);
+    if (gemm) return torch_linear(backend, x, weight, bias, p);
+    call.replace_x(x);
+  }
+  if (packed) {
+    Tensor y = call.result();
+    backend.run(&cpu::Kernels::packed_linear, &DeviceLibrary::packed_linear, PackedLinearProblem{p, matrix});
+    return y;
   }
   if (p.in > 1 && w.stride(1) != 1) {
     weight = torch::stable::contiguous(weight);
@@ -59,6 +63,6 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   return y;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(effops, CPU, m) { m.impl("packed_linear", TORCH_BOX(&packed_linear)); }
+EFFOPS_ON_EVERY_BACKEND(m) { m.impl("packed_linear", TORCH_BOX(&packed_linear)); }
 
 }  // namespace effops::ops

@@ -46,6 +46,13 @@ LinearCall::LinearCall(const char* op, const Tensor& x_, int64_t in, int64_t out
   p.gated = gated;
 }
 
+void LinearCall::replace_x(const Tensor& prepared) {
+  x_ = prepared;
+  x = Arg(x.op, "x", x_);
+  p.norm = nullptr;
+  p.gated = false;
+}
+
 Tensor LinearCall::result() {
   RowSpace rows;
   if (!row_space(x, rows) || rows.size[0] * rows.size[1] != 1) {

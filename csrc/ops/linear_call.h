@@ -12,6 +12,9 @@ struct LinearCall {
   LinearCall(const char* op, const Tensor& x, int64_t in, int64_t out, const OptionalTensor& bias,
              const OptionalTensor& residual, const OptionalTensor& norm, double norm_eps, bool gated);
 
+  // What norm or gate made of x.
+  void replace_x(const Tensor& prepared);
+
   // Points the problem to x, copied unless its rows lie at one distance, and to an empty result.
   Tensor result();
 

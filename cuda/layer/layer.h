@@ -5,6 +5,7 @@
 
 namespace effops::device {
 
+int add(const AddProblem& p, void* stream);
 int rms_norm(const RmsNormProblem& p, void* stream);
 int rotary(const RotaryProblem& p, void* stream);
 int rotary_append(const RotaryAppendProblem& p, void* stream);

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-WITHOUT_DEVICE_KERNEL = ("decoder", "decoder_layer", "medusa_draft", "packed_linear")
+WITHOUT_DEVICE_KERNEL = ("decoder", "decoder_layer", "medusa_draft")
 WITH_DEVICE_KERNEL = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention",
     "cascade_attention", "commit_kv", "fused_experts", "grouped_mm", "grouped_mm_weight_gradient", "label_topk",
-    "merge_kv", "merge_states", "moe_permute", "moe_sort", "moe_unpermute", "pack_ancestors", "page_topk",
-    "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
+    "merge_kv", "merge_states", "moe_permute", "moe_sort", "moe_unpermute", "pack_ancestors", "packed_linear",
+    "page_topk", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
     "sparse_attention", "topk_routing", "tree_attention", "varlen_attention", "verify_greedy", "verify_rejection",
     "verify_typical",
 )  # fmt: skip
