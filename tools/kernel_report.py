@@ -23,7 +23,8 @@ SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 USED = re.compile(r"Used (\d+) registers")
 # What most models run: these must not spill.
 MAIN = re.compile(
-    r"(stream|block)_attention<.*, (64|96|128)>|scalar_attention<(64|128)>|grouped_(gradient_)?tiles<|topk_routing|packed_linear_panels"
+    r"(stream|block)_attention<.*, (64|96|128)>|scalar_attention<(64|128)>|grouped_(gradient_)?tiles<|topk_routing"
+    r"|packed_linear_panels"
 )
 GROUPED_SHAPES = ("few", "some", "many")  # csrc/common/device_grouped_plan.h
 
