@@ -311,6 +311,20 @@ MUTANTS = (
         "packed weights of 33 output features",
     ),
     Mutant(
+        "packed-experts-in-the-order-of-rows",
+        "csrc/cpu/moe/expert_weights.h",
+        "groups[i].index * first.bytes()",
+        "int64_t(i) * first.bytes()",
+        "weights in few bits, an expert that no token chose before one that was chosen",
+    ),
+    Mutant(
+        "packed-experts-with-their-neighbours",
+        "csrc/cpu/gemv/packed.h",
+        "if (left >= 7 || even_) {",
+        "if (left >= 7) {",
+        "batch_invariant and weights in few bits",
+    ),
+    Mutant(
         "packed-row-bytes-of-other-groups",
         "csrc/ops/packed.cpp",
         "m.group = groups == 0 ? 0 : in / groups;",

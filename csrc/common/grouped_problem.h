@@ -63,13 +63,4 @@ struct GroupedGradientProblem {
   char* dw = nullptr;                                       // [groups, in, out] contiguous
 };
 
-// A layer of experts on the CPU: out[t] = sum of weights[t, j] down(activation(gate_up(x[t]))) over the choices j. The
-// two products share rows (slots), groups (experts), offsets and order; the first has no y, the second no x.
-struct ExpertsProblem {
-  GroupedProblem gate_up, down;
-  int64_t tokens = 0;
-  const char* weights = nullptr;  // [tokens, k] contiguous, float32 (float64 for float64)
-  char* out = nullptr;            // [tokens, down.out] contiguous
-};
-
 }  // namespace effops

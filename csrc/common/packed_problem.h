@@ -28,6 +28,7 @@ struct PackedMatrix {
   EFFOPS_HD int64_t padded_in() const { return groups() * padded_group(); }
   EFFOPS_HD int64_t group_words() const { return padded_group() * bits() / 32 + 1; }
   EFFOPS_HD int64_t row_words() const { return groups() * group_words(); }
+  EFFOPS_HD int64_t bytes() const { return out * row_words() * kPackedWord; }
   EFFOPS_HD int64_t panels() const { return (out + kPackedPanel - 1) / kPackedPanel; }
 };
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/attention_problem.h"
-#include "common/grouped_problem.h"
+#include "common/experts_problem.h"
 #include "common/kv_merge_problem.h"
 #include "common/label_problem.h"
 #include "common/layer_problem.h"

@@ -324,14 +324,6 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
   return pass.run(x, layers, view4(k, k.mutable_data()), view4(v, v.mutable_data()), 0, 0, nullptr);
 }
 
-// One layer of a cache of all layers.
-Arg layer_of(Arg cache) {
-  --cache.dim;
-  ++cache.sizes;
-  ++cache.strides;
-  return cache;
-}
-
 using Tensors = std::vector<Tensor>;
 
 // The rows of the embedding that tokens [B, T] name.
@@ -388,7 +380,7 @@ std::tuple<Tensor, Tensor> decoder(Tensor tokens, Tensor embedding, Tensors atte
     EFFOPS_CHECK(cache->size(0) == count, op, ": ", cache->name, ": expected ", count,
                  " layers, as many as windows, got shape ", cache->shape());
   }
-  const Arg k = layer_of(all_k), v = layer_of(all_v);
+  const Arg k = at_first(all_k), v = at_first(all_v);
   Pass pass(op, "embedding", x, qkv[0], k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table,
             ancestors, depths, "windows");
   auto at = [](const Tensors& list, int64_t i) { return list.empty() ? OptionalTensor() : OptionalTensor(list[i]); };

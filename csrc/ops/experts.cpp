@@ -5,6 +5,7 @@
 
 #include "ops/grouped.h"
 #include "ops/moe.h"
+#include "ops/packed.h"
 
 namespace effops::ops {
 namespace {
@@ -61,6 +62,16 @@ void take_panels(GroupedProblem& p, const Arg& w, bool pairs) {
   p.w_group = w.numel() / std::max<int64_t>(p.groups, 1);
 }
 
+// Weights [E, rows, row bytes] of few bits, whose rows are the columns of tiles.
+PackedMatrix take_packed(const GroupedProblem& p, const Arg& w, const Arg& x) {
+  const int64_t features = p.gated ? p.out / 2 : p.out, each = p.gated ? kPanel / 2 : kPanel;
+  check_shape(w, {{"E", p.groups}, {"rows of tiles", (features + each - 1) / each * kPanel}, {"row bytes", -1}});
+  const Arg first = at_first(w);
+  EFFOPS_CHECK(w.size(0) <= 1 || w.stride(0) == w.size(1) * w.size(2), kOp, ": ", w.name,
+               ": expected contiguous memory, got strides");
+  return packed_matrix(first, p.in, x);
+}
+
 // sort, gather and gate-up, down, weighted sum: four kernels.
 void on_device(const Backend& backend, ExpertsProblem& p, const Arg& x, const int32_t* inverse) {
   GroupedProblem &first = p.gate_up, &second = p.down;
@@ -97,8 +108,11 @@ Tensor fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor weights, 
   EFFOPS_CHECK(gated || !interleaved, kOp, ": interleaved: expected False without a gate, got True");
   EFFOPS_CHECK(!packed || !interleaved, kOp, ": interleaved: expected False beside packed_features, got True");
   const char* up_shape = packed ? "[E, panels, steps, elements]" : gated ? "[E, 2f, d]" : "[E, f, d]";
-  up.rank(packed ? 4 : 3, up_shape);
-  down.rank(packed ? 4 : 3, packed ? up_shape : "[E, d, f]");
+  const bool few_bits = packed && is_packed(up) && !scale_gate_up;
+  if (few_bits) up_shape = "[E, rows, row bytes]";
+  const int rank = packed && !few_bits ? 4 : 3;
+  up.rank(rank, up_shape);
+  down.rank(rank, packed ? up_shape : "[E, d, f]");
   const int64_t hidden = packed ? packed_features : down.size(2);
   first.groups = second.groups = up.size(0);
   first.in = second.out = dim;
@@ -109,11 +123,15 @@ Tensor fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor weights, 
   first.activation = activation_of(activation);
   EFFOPS_CHECK(gated || first.activation != Activation::swiglu_oai, kOp,
                ": activation: expected another than swiglu_oai without a gate, got swiglu_oai");
-  check_format(first, up, a, "scale_gate_up", scale_gate_up);
+  if (!few_bits) check_format(first, up, a, "scale_gate_up", scale_gate_up);
   EFFOPS_CHECK(scale_gate_up.has_value() == scale_down.has_value(), kOp, ": scale_down: expected ",
                scale_gate_up ? "a tensor beside scale_gate_up, got none" : "none without scale_gate_up, got a tensor");
-  check_format(second, down, a, "scale_down", scale_down);
-  if (packed) {
+  if (!few_bits) check_format(second, down, a, "scale_down", scale_down);
+  if (few_bits) {
+    EFFOPS_CHECK(is_packed(down), kOp, ": w_down: expected few bits beside w_gate_up, got dtype ", down.type_name());
+    p.packed_gate_up = take_packed(first, up, a);
+    p.packed_down = take_packed(second, down, a);
+  } else if (packed) {
     const bool pairs = first.dtype == DType::bf16 || scale_gate_up.has_value();
     take_panels(first, up, pairs);
     take_panels(second, down, pairs);

@@ -19,6 +19,13 @@ Arg::Arg(const char* op_, const char* name_, const Tensor& t) : op(op_), name(na
   strides = st;
 }
 
+Arg at_first(Arg all) {
+  --all.dim;
+  ++all.sizes;
+  ++all.strides;
+  return all;
+}
+
 int64_t Arg::numel() const {
   int64_t n = 1;
   for (int64_t i = 0; i < dim; ++i) n *= sizes[i];

@@ -56,6 +56,9 @@ struct Arg {
   const Arg& is(int32_t dtype, const char* dtype_name) const;
 };
 
+// Of the first item along the first dimension.
+Arg at_first(Arg all);
+
 // A named extent; value < 0 accepts anything.
 struct Extent {
   const char* name;

@@ -28,7 +28,7 @@ def test_attention_counts():
 def test_linear_counts():
     work = linear.work(linear.Case("bfloat16", rows=3, n=16, k=32), ())
     assert work.bytes == 2 * (16 * 32 + 3 * 32 + 3 * 16) and work.flops == 2 * 3 * 16 * 32
-    assert work.copies == -(-(4 << 12) // (32 * 32 // 2 + 32 * 4))  # of the smallest weight: int4, one step a feature
+    assert work.copies == -(-(4 << 12) // (16 * 32 // 2 + 16 * 4))  # of the smallest weight: int4, one step a feature
 
 
 @pytest.mark.parametrize("case", [DECODE, ROWS], ids=["decode", "rows"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from effops import ops
 from effops.models import Llama, ModelConfig
-from effops.nn import Linear, PackedLinear, RMSNorm, quantize_
+from effops.nn import Linear, MoE, PackedLinear, RMSNorm, quantize_
 from strategies.values import normal, same_bits
 from torch import nn
 
@@ -89,6 +89,38 @@ def test_what_stays():
     assert model["twice"] is model["again"] and kinds["twice"] is PackedLinear
     with pytest.raises(ValueError, match="quantize_: odd: pack_weight: group_size: expected a multiple of 8 that"):
         quantize_(nn.ModuleDict({"even": nn.Linear(16, 8), "odd": nn.Linear(12, 8)}), "int4", group_size=16)
+
+
+@pytest.mark.parametrize(("format", "options"), [("int8", {}), ("int4", {"group_size": 8}), ("fp8_e4m3", {})])
+def test_experts(format, options):
+    """They and the shared ones say what their dequantised weights say, and come back from a state bit for bit."""
+
+    def build() -> MoE:
+        torch.manual_seed(0)
+        moe = MoE(16, 24, 4, 2, shared_size=40, bias=True)
+        with torch.no_grad():
+            for p in moe.parameters():
+                p.normal_()
+        return moe
+
+    moe, plain, other = build(), build(), build()
+    x = normal(9, 16)
+    with torch.no_grad():
+        names = [r.name for r in quantize_(moe, format, **options)]
+        assert names == ["shared.gate_up_proj", "shared.down_proj", "w_gate_up", "w_down"]
+        for name, form in zip(("w_gate_up", "w_down"), moe.panels.weights, strict=True):
+            getattr(plain, name).copy_(form.dequantize())
+        for name in ("gate_up_proj", "down_proj"):
+            getattr(plain.shared, name).weight.copy_(getattr(moe.shared, name).weight.dequantize())
+        out = moe(x)
+        torch.testing.assert_close(out, plain(x), rtol=1e-4, atol=1e-3)
+        quantize_(other, format, **options)
+        for p in other.buffers():
+            p.view(torch.uint8).zero_()
+        other.load_state_dict(moe.state_dict())
+        assert same_bits(other(x), out)
+        half = moe.bfloat16()(x.bfloat16())
+        assert half.dtype == torch.bfloat16 and (half.float() - out).norm() < 0.05 * out.norm()
 
 
 @pytest.mark.parametrize("format", FORMATS)

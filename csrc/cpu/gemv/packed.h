@@ -130,15 +130,16 @@ class PackedRows {
  public:
   static constexpr int kBlock = 8;
 
-  PackedRows(const PackedMatrix& w, int64_t rows, Carver& memory)
-      : w_(w),
-        rows_(rows),
-        x_(memory.take<float>((rows + kBlock) * w.padded_in())),
-        sums_(memory.take<float>((rows + kBlock) * w.groups())) {}
+  // `even`: all groups have 8 rows, so that every row goes through the same loop.
+  PackedRows(const PackedMatrix& w, int64_t rows, bool even, float* x, float* sums)
+      : w_(&w), rows_(rows), even_(even), x_(x), sums_(sums) {}
+
+  // Rows that x, of padded_in() each, and sums, of groups() each, need room for.
+  static int64_t room(int64_t rows, bool even) { return even ? (rows + kBlock - 1) / kBlock * kBlock : rows + 1; }
 
   int64_t blocks() const { return (rows_ + kBlock - 1) / kBlock; }
 
-  // Rows of a block: row(i) is the one in place i, valid until the next call.
+  // Rows of a block: row(i) is the i-th, valid until the next call.
   template <class F>
   void place(int64_t block, F&& row) const {
     visit(block, [&](auto mr, int64_t first, float* x, float* sums) {
@@ -146,18 +147,17 @@ class PackedRows {
     });
   }
 
-  // f(rows of a group as a constant, its first row, its x, its sums) for the groups of a block, the last of which may
-  // lack its last row.
+  // f(rows of a group as a constant, its first row, its x, its sums) for the groups of a block; the last may lack rows.
   template <class F>
   void visit(int64_t block, F&& f) const {
     auto call = [&](auto mr, int64_t first) {
-      f(mr, first, x_ + first * w_.padded_in(), sums_ + first * w_.groups());
+      f(mr, first, x_ + first * w_->padded_in(), sums_ + first * w_->groups());
       return first + mr();
     };
     const int64_t end = std::min(rows_, (block + 1) * kBlock);
     for (int64_t first = block * kBlock; first < end;) {
       const int64_t left = end - first;
-      if (left >= 7) {
+      if (left >= 7 || even_) {
         first = call(std::integral_constant<int, 8>(), first);
       } else if (left >= 3) {
         first = call(std::integral_constant<int, 4>(), first);
@@ -169,18 +169,20 @@ class PackedRows {
     }
   }
 
+  int64_t rows() const { return rows_; }
+
  private:
   template <int MR, class T>
   void place_row(const T* from, int m, float* x, float* sums) const {
-    const int64_t padded = w_.padded_group();
+    const int64_t padded = w_->padded_group(), group = w_->group;
     float smaller[kPackedSteps];
-    with_steps(w_.format, [&](auto steps) {
+    with_steps(w_->format, [&](auto steps) {
       for (int k = 0; k < kPackedSteps; ++k) smaller[k] = steps.smaller(k);
     });
-    for (int64_t g = 0; g < w_.groups(); ++g) {
+    for (int64_t g = 0; g < w_->groups(); ++g) {
       float sum = 0;
       for (int64_t k = 0; k < padded; ++k) {
-        const float value = k < w_.group ? static_cast<float>(to_float(from[g * w_.group + k])) : 0.0f;
+        const float value = k < group ? static_cast<float>(to_float(from[g * group + k])) : 0.0f;
         sum += value;
         x[(g * padded + k) * MR + m] = value * smaller[k % kPackedSteps];
       }
@@ -188,8 +190,9 @@ class PackedRows {
     }
   }
 
-  const PackedMatrix& w_;
+  const PackedMatrix* w_;
   int64_t rows_;
+  bool even_;
   float *x_, *sums_;
 };
 
@@ -205,7 +208,7 @@ inline const char* whole_panel(const PackedMatrix& w, int64_t panel) {
   return wide;
 }
 
-// All rows against a panel: f(row, first feature of the panel, MR rows of NV vectors of products).
+// All rows against a panel: f(first row, rows, products [rows][kPackedPanel]) until all have been served.
 template <class Steps, class F>
 void packed_product(const PackedMatrix& w, const PackedRows& rows, int64_t panel, F&& f) {
   constexpr int kAll = kPackedPanel / Vec::width;
@@ -213,11 +216,14 @@ void packed_product(const PackedMatrix& w, const PackedRows& rows, int64_t panel
   for (int64_t block = 0; block < rows.blocks(); ++block)
     rows.visit(block, [&](auto mr, int64_t first, const float* x, const float* sums) {
       constexpr int MR = mr(), kMost = Vec::width == 16 ? 16 : 8, NV = std::min(kAll, std::max(1, kMost / MR));
+      alignas(64) float c[MR * kPackedPanel];
       for (int v = 0; v < kAll; v += NV) {
         Vec y[MR][NV];
         packed_columns<Steps, MR, NV>(w, data + v * Vec::width * kPackedWord, x, sums, first == 0 && v == 0, y);
-        f(first, v * Vec::width, y);
+        for (int m = 0; m < MR; ++m)
+          for (int j = 0; j < NV; ++j) y[m][j].store(c + m * kPackedPanel + (v + j) * Vec::width);
       }
+      f(first, std::min<int64_t>(MR, rows.rows() - first), c);
     });
 }
 
@@ -225,27 +231,31 @@ template <class T>
 void packed_linear_typed(const PackedLinearProblem& problem, const Parallel& parallel) {
   const LinearProblem& p = problem.linear;
   const PackedMatrix& w = problem.weight;
+  const int64_t room = PackedRows::room(p.rows, false);
+  float *x = nullptr, *sums = nullptr;
+  auto carve = [&](Carver& memory) {
+    x = memory.take<float>(room * w.padded_in());
+    sums = memory.take<float>(room * w.groups());
+  };
   Carver measure;
-  PackedRows(w, p.rows, measure);
+  carve(measure);
   const Workspace workspace(measure.used());  // a long prompt's rows do not stay
   Carver memory(workspace.data());
-  const PackedRows rows(w, p.rows, memory);
+  carve(memory);
+  const PackedRows rows(w, p.rows, false, x, sums);
   parallel.for_each(rows.blocks(), p.rows * p.in > kLayerSerial, [&](int64_t block) {
-    T* const room = static_cast<T*>(thread_scratch(Scratch::task, p.in * sizeof(T)));
-    rows.place(block, [&](int64_t row) { return prepared_row(p, row, room); });
+    T* const prepared = static_cast<T*>(thread_scratch(Scratch::task, p.in * sizeof(T)));
+    rows.place(block, [&](int64_t row) { return prepared_row(p, row, prepared); });
   });
   parallel.for_each(w.panels(), linear_worth_threads(p), [&](int64_t panel) {
     with_steps(w.format, [&](auto steps) {
-      packed_product<decltype(steps)>(
-          w, rows, panel, [&]<int MR, int NV>(int64_t first, int at, const Vec(&y)[MR][NV]) {
-            for (int m = 0; m < MR && first + m < p.rows; ++m)
-              for (int j = 0; j < NV; ++j) {
-                const int64_t feature = panel * kPackedPanel + at + j * Vec::width;
-                if (feature < p.out)
-                  finish_features<T>(p, first + m, feature,
-                                     static_cast<int>(std::min<int64_t>(Vec::width, p.out - feature)), y[m][j]);
-              }
+      packed_product<decltype(steps)>(w, rows, panel, [&](int64_t first, int64_t count, const float* c) {
+        const int64_t n = panel * kPackedPanel;
+        for (int64_t r = 0; r < count; ++r)
+          for_vectors<Vec>(std::min<int64_t>(kPackedPanel, p.out - n), [&](int64_t j, int some) {
+            finish_features<T>(p, first + r, n + j, some, Vec::load(c + r * kPackedPanel + j));
           });
+      });
     });
   });
 }

@@ -2,11 +2,11 @@
 // tasks own columns of the result and add up what every expert has for them, so that no result is written twice.
 #pragma once
 
-#include "cpu/moe/grouped.h"
+#include "cpu/moe/expert_weights.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
-template <class T, class W>
+template <class T, class Weights>
 class Experts {
   using P = product_of<T>;
   using V = vec_of<T>;
@@ -15,22 +15,31 @@ class Experts {
 
  public:
   Experts(const ExpertsProblem& p, const Parallel& parallel)
-      : p_(p), parallel_(parallel), groups_(groups_of(p.gate_up)) {
+      : p_(p),
+        parallel_(parallel),
+        groups_(groups_of(p.gate_up)),
+        gate_up_(p.gate_up, p.packed_gate_up, groups_),
+        down_(p.down, p.packed_down, groups_) {
     if (!groups_.empty()) slots_ = groups_.back().first + groups_.back().rows;
   }
 
   void run() {
-    const size_t x_elements = placed_elements<T>(slots_, p_.gate_up.in);
-    const size_t a_elements = placed_elements<T>(slots_, p_.down.in);
+    auto carve = [&](Carver& memory) {
+      gate_up_.take_x(memory, slots_);
+      down_.take_placed(memory, slots_);
+      activations_ = memory.take<E>(placed_elements<T>(slots_, p_.down.in));
+    };
     Carver measure;
-    measure.take<E>(x_elements);
-    measure.take<E>(a_elements);
+    carve(measure);
     const Workspace space(measure.used());
-    Carver carver(space.data());
-    E* const placed = carver.take<E>(x_elements);
-    activations_ = carver.take<E>(a_elements);
+    Carver memory(space.data());
+    carve(memory);
     row_ = PlacedRows<P>::distance(p_.down.in);
-    if (!groups_.empty()) activate(place_rows<T>(p_.gate_up, groups_, placed, parallel_));
+    if (!groups_.empty()) {
+      gate_up_.place_x(parallel_);
+      activate();
+      down_.place({activations_, row_}, parallel_);
+    }
     add_up();
   }
 
@@ -40,7 +49,7 @@ class Experts {
     return grouped_worth_threads(groups_.size() * p.in * p.out, rows_a_group());
   }
 
-  void activate(const PlacedRows<P>& x) {
+  void activate() {
     const GroupedProblem& p = p_.gate_up;
     const int64_t tiles = tiles_of(p), each = features_a_tile(p), features = p.features();
     const int64_t padded = PlacedRows<P>::padded(features);
@@ -48,14 +57,14 @@ class Experts {
     const int64_t pieces = (tiles + plan.tiles_a_task - 1) / plan.tiles_a_task;
     parallel_.for_each(pieces * static_cast<int64_t>(groups_.size()), worth_threads(p), [&](int64_t i) {
       const Group& g = groups_[i / pieces];
-      const auto product = product_of_group<T, W>(p, g, p.invariant);
+      const auto product = gate_up_.product(g);
       const int64_t first_tile = i % pieces * plan.tiles_a_task;
       for (int64_t tile = first_tile; tile < std::min(tiles, first_tile + plan.tiles_a_task); ++tile) {
         const TileColumns columns = columns_of(p, tile, p.out);
         const TileEpilogue<T> epilogue(p, g.index, columns);
         const int64_t n = tile * each, count = std::min(each, features - n);
         const int64_t written = tile + 1 == tiles ? padded - n : each;  // zeros behind the last feature
-        product.tile(tile, columns, x.from(g.first), g.rows, [&](int64_t first, int64_t rows, const C* c) {
+        product(tile, columns, [&](int64_t first, int64_t rows, const C* c) {
           for (int64_t r = 0; r < rows; ++r) {
             alignas(64) C values[2 * kPanel];
             epilogue.row(c + r * kPanel, values);
@@ -81,13 +90,12 @@ class Experts {
       C* const sums = static_cast<C*>(thread_scratch(Scratch::sums, tokens * width * sizeof(C)));
       std::fill_n(sums, tokens * width, C(0));
       for (const Group& g : groups_) {
-        const auto product = product_of_group<T, W>(p, g, p.invariant);
-        const PlacedRows<P> a{activations_ + g.first * row_, row_};
+        const auto product = down_.product(g);
         for (int64_t tile = first_tile; tile < last_tile; ++tile) {
           const TileColumns columns = columns_of(p, tile, p.out);
           const TileEpilogue<T> epilogue(p, g.index, columns);
           C* const at = sums + (tile - first_tile) * kPanel;
-          product.tile(tile, columns, a, g.rows, [&](int64_t first, int64_t rows, const C* c) {
+          product(tile, columns, [&](int64_t first, int64_t rows, const C* c) {
             for (int64_t r = 0; r < rows; ++r) {
               const int64_t slot = p.order[g.first + first + r];
               C values[kPanel];
@@ -113,6 +121,7 @@ class Experts {
   const ExpertsProblem& p_;
   const Parallel& parallel_;
   std::vector<Group> groups_;
+  Weights gate_up_, down_;
   int64_t slots_ = 0;
   E* activations_ = nullptr;
   int64_t row_ = 0;
@@ -120,7 +129,10 @@ class Experts {
 
 template <class T>
 void experts_typed(const ExpertsProblem& p, const Parallel& parallel) {
-  p.gate_up.scale != nullptr ? Experts<T, int8_t>(p, parallel).run() : Experts<T, T>(p, parallel).run();
+  if constexpr (sizeof(typename product_of<T>::C) == 4)
+    if (p.packed_gate_up.data != nullptr) return Experts<T, PackedWeights<T>>(p, parallel).run();
+  p.gate_up.scale != nullptr ? Experts<T, ElementWeights<T, int8_t>>(p, parallel).run()
+                             : Experts<T, ElementWeights<T, T>>(p, parallel).run();
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,12 @@ from effops import ops
 from effops.bench.peers import llama_cpp
 from effops.bench.roof import last_level_cache_bytes
 from effops.bench.work import Call, Missing, Other, Work
-from effops.reference.bounds import packed_linear_bound
+from effops.reference.bounds import Interval, packed_linear_bound
 
-OWN = ("effops", "int8", "int4")
-PEERS = ("torch", "torch-f32", "llama.cpp")
+OWN = ("effops", "int8", "int4", "int4-g32")
+PACKED: dict[str, dict[str, Any]] = {"int8": {}, "int4": {}, "int4-g32": {"group_size": 32}}
+BLOCKS = {f"llama.cpp {name}": name for name in llama_cpp.QUANTISED}
+PEERS = ("torch", "torch-f32", "llama.cpp", *BLOCKS)
 CHECKED = 256  # output features that the check looks at, half from either end
 
 
@@ -56,11 +59,13 @@ def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[C
 
 def work(case: Case, peers: tuple[str, ...]) -> Work:
     """The weight of a case, copied often enough to outgrow the caches, and everyone who multiplies with it; beside them
-    the same weight in few bits, packed as :func:`effops.ops.pack_weight` does by default."""
+    the same weight in few bits, as :func:`effops.ops.pack_weight` packs it by default and, of 4 bits, in groups of 32;
+    and in llama.cpp's blocks, whose product quantises x to int8 as well."""
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, case.k, generator=generator).to(dtype) for rows in (case.rows, case.n))
-    packed = {name: ops.pack_weight(weight, name) for name in OWN[1:]}
+    packed = {name: _pack(weight, name) for name in PACKED}
+    blocks = _blocks(weight, peers)
     enough = {name: _copies(w.nbytes) for name, w in ({"effops": weight} | packed).items()}
     weights = [weight, *(weight.clone() for _ in range(enough["effops"] - 1))]
     copies = max(enough.values())
@@ -70,6 +75,11 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         "torch": lambda: lambda i: F.linear(x, weights[i % len(weights)]),
         "torch-f32": lambda: _torch_f32(x, weights),
         "llama.cpp": lambda: _llama_cpp(x, weights),
+        **{name: partial(_llama_blocks, x, blocks[name]) for name in blocks},
+    }
+    few_bits: dict[str, ops.PackedWeight | llama_cpp.Blocks] = {
+        **packed,
+        **{n: w for n, w in blocks.items() if not isinstance(w, str)},
     }
     ends, flops = x.nbytes + case.rows * case.n * dtype.itemsize, 2 * case.rows * case.n * case.k
     return Work(
@@ -80,9 +90,32 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         flops=flops,
         copies=copies,
         candidates={name: forms[name]() for name in (*OWN, *peers)},
-        check=_checker(x, weight),
-        others={n: Other(f"a weight of {w.bits} bits", w.nbytes + ends, flops) for n, w in packed.items()},
+        check=_checker(x, weight, few_bits),
+        others={n: Other(_form(w), w.nbytes + ends, flops) for n, w in few_bits.items()},
     )
+
+
+def _pack(weight: Tensor, name: str) -> ops.PackedWeight:
+    return ops.pack_weight(weight, name.split("-")[0], **PACKED[name])
+
+
+def _blocks(weight: Tensor, peers: tuple[str, ...]) -> dict[str, llama_cpp.Blocks | str]:
+    """The weight in each of llama.cpp's formats, or why there is none."""
+    found: dict[str, llama_cpp.Blocks | str] = {}
+    for name, format in BLOCKS.items():
+        if name not in peers:
+            continue
+        try:
+            found[name] = llama_cpp.Blocks(weight, format)
+        except Missing as missing:
+            found[name] = str(missing)
+    return found
+
+
+def _form(weight: ops.PackedWeight | llama_cpp.Blocks) -> str:
+    if isinstance(weight, ops.PackedWeight):
+        return f"a weight of {weight.bits} bits in groups of {weight.group_size}"
+    return f"a weight in {weight.format}, x in int8"
 
 
 def _copies(nbytes: int) -> int:
@@ -113,13 +146,25 @@ def _llama_cpp(x: Tensor, weights: list[Tensor]) -> Call | str:
     return lambda i: calls[i % len(calls)]()
 
 
-def _checker(x: Tensor, weight: Tensor) -> Callable[[str, Tensor], float]:
+def _llama_blocks(x: Tensor, weight: llama_cpp.Blocks | str) -> Call | str:
+    if isinstance(weight, str):
+        return weight
+    calls = [llama_cpp.Linear(x, weight) for _ in range(_copies(weight.nbytes))]
+    return lambda i: calls[i % len(calls)]()
+
+
+def _checker(
+    x: Tensor, weight: Tensor, few_bits: dict[str, ops.PackedWeight | llama_cpp.Blocks]
+) -> Callable[[str, Tensor], float]:
     rows = torch.arange(weight.shape[0])
     if len(rows) > CHECKED:
         rows = torch.cat([rows[: CHECKED // 2], rows[-CHECKED // 2 :]])
     exact = {"": packed_linear_bound(x, weight[rows])}
-    for name in OWN[1:]:  # features are packed apart
-        exact[name] = packed_linear_bound(x, ops.pack_weight(weight[rows], name))
+    for name, form in few_bits.items():
+        if isinstance(form, ops.PackedWeight):  # features are packed apart
+            exact[name] = packed_linear_bound(x, _pack(weight[rows], name))
+        else:
+            exact[name] = _with_int8_rows(x, form.dequantize()[rows], llama_cpp.ACTIVATIONS[form.format])
 
     def check(name: str, out: Tensor) -> float:
         if out.shape != (x.shape[0], weight.shape[0]):
@@ -127,3 +172,11 @@ def _checker(x: Tensor, weight: Tensor) -> Callable[[str, Tensor], float]:
         return exact.get(name, exact[""]).worst(out[:, rows])
 
     return check
+
+
+def _with_int8_rows(x: Tensor, weight: Tensor, block: int) -> Interval:
+    """The bound where blocks of x are rounded to 127 steps of their largest size, which may itself be a float16."""
+    exact = packed_linear_bound(x.float(), weight)
+    largest = x.double().unflatten(1, (-1, block)).abs().amax(2).repeat_interleave(block, 1)
+    off = largest * (0.5 / 127 + 2.0**-10)
+    return exact._replace(error=exact.error + off @ weight.double().abs().mT)

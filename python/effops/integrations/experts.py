@@ -64,13 +64,14 @@ def experts_forward(
     return out.to(hidden_states.dtype)
 
 
-def pack_experts_(model: nn.Module, format: str | None = None) -> int:
+def pack_experts_(model: nn.Module, format: str | None = None, **groups: Any) -> int:
     """Moves the experts' weights of a model with ``experts_implementation="effops"`` into panels, layer by layer: the
-    fastest form for inference on CPU. The parameters are gone; the model is neither trained nor saved, cast or moved
-    any more.
+    fastest form for inference on CPU. The parameters are gone; the model is neither trained nor saved or moved any
+    more.
 
     Args:
-        format: "f32", "bf16", "f16" or "int8"; None keeps the dtype.
+        format: "f32", "bf16", "f16", "int8", "int4" or "fp8_e4m3"; None keeps the dtype.
+        groups: ``group_size``, ``symmetric``: as in ``ops.pack_experts``.
 
     Returns:
         How many layers there were.
@@ -90,7 +91,7 @@ def pack_experts_(model: nn.Module, format: str | None = None) -> int:
         weights, biases = _layer(m)
         if any(w.device.type != "cpu" for w in weights):
             raise ValueError(f"effops: pack_experts_: {type(m).__name__}: expected weights on the CPU")
-        Panels(m, _names(m), weights, biases, format, _gate_of(m)[1])
+        Panels(weights, biases, format, _gate_of(m)[1], **groups).replace(m, _names(m), saved=False)
     return len(found)
 
 

@@ -103,11 +103,12 @@ class MoE(nn.Module):
         ValueError: an unknown loss, or ``k`` or groups that :class:`Router` refuses.
     """
 
+    WEIGHTS = ("w_gate_up", "w_down")
+
     w_gate_up: nn.Parameter | None
     w_down: nn.Parameter | None
     bias_gate_up: nn.Parameter | None
     bias_down: nn.Parameter | None
-    panels: Panels | None = None
     shared: MLP | None
     shared_gate: Linear | None
 
@@ -147,6 +148,7 @@ class MoE(nn.Module):
         self.w_down = _empty(num_experts, hidden_size, intermediate_size, **place)
         self.register_parameter("bias_gate_up", _empty(num_experts, rows, **place) if bias else None)
         self.register_parameter("bias_down", _empty(num_experts, hidden_size, **place) if bias else None)
+        self.register_module("panels", None)
         self.register_module("shared", MLP(hidden_size, shared_size, **place) if shared_size else None)
         self.register_module("shared_gate", Linear(hidden_size, 1, **place) if shared_size and shared_gate else None)
 
@@ -177,28 +179,33 @@ class MoE(nn.Module):
             capacity = ops.expert_capacity(len(rows), router.k, router.num_experts, self.capacity_factor)
             scores = routing.weights.detach() if self.drop_priority == "score" else None
             ids = ops.limit_capacity(ids, router.num_experts, capacity, priority=self.drop_priority, scores=scores)
-        if self.panels is not None:
-            return self.panels.run(rows, routing.weights, ids, self.activation)
+        panels: Any = self._modules["panels"]
+        if panels is not None:
+            return panels.run(rows, routing.weights, ids, self.activation)
         return ops.fused_experts(
             rows, own["w_gate_up"], own["w_down"], routing.weights, ids, activation=self.activation,
             interleaved=self.interleaved, bias_gate_up=own["bias_gate_up"], bias_down=own["bias_down"],
         )  # fmt: skip
 
-    def pack_(self, format: str | None = None) -> MoE:
+    def pack_(self, format: str | None = None, *, group_size: int | None = None, symmetric: bool = True) -> MoE:
         """Moves the experts' weights into panels (``ops.pack_experts``), the fastest form for inference on CPU:
-        ``format`` "f32", "bf16", "f16" or "int8", None for the dtype they have. The parameters are gone: the module is
-        neither trained nor saved, cast or moved to a device any more.
+        ``format`` "f32", "bf16", "f16", "int8", "int4" or "fp8_e4m3", None for the dtype they have. The parameters are
+        gone: the module is no longer trained, nor moved to a device; where experts are not quantised, neither saved nor
+        cast.
 
         Raises:
             ValueError: an unknown format, weights in panels already or not on the CPU.
         """
+        self.panels_of(format, group_size=group_size, symmetric=symmetric).replace(self, self.WEIGHTS)
+        return self
+
+    def panels_of(self, format: str | None, **groups: Any) -> Panels:
+        """What ``pack_`` puts in the weights' place."""
         up, down = self.w_gate_up, self.w_down
         if up is None or down is None or up.device.type != "cpu":
             got = "panels" if up is None else f"device {up.device}"
             raise ValueError(f"MoE: pack_: expected weights on the CPU, got {got}")
-        names = ("w_gate_up", "w_down")
-        Panels(self, names, (up, down), (self.bias_gate_up, self.bias_down), format, self.interleaved)
-        return self
+        return Panels((up, down), (self.bias_gate_up, self.bias_down), format, self.interleaved, **groups)
 
     def _losses(self, routing: Routing) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

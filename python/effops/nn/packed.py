@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from effops import ops
 from effops.nn import functional
 from effops.nn.basic import Linear, RMSNorm
+from effops.nn.moe import MoE
+from effops.nn.panels import Panels
 from effops.ops.packed_weight import PackedWeight
 
 
@@ -103,10 +105,10 @@ def places_of(linear: Any) -> list[Place] | None:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What :func:`quantize_` did to a layer."""
+    """What :func:`quantize_` did to a layer, or to the weights of its experts."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     nbytes_before: int
     nbytes: int
 
@@ -119,7 +121,8 @@ def quantize_(
     symmetric: bool = True,
     skip: Sequence[str] = ("*lm_head",),
 ) -> list[Quantized]:
-    """Replaces every linear layer of a model, torch's or this package's, by a :class:`PackedLinear`, in place.
+    """Replaces every linear layer of a model, torch's or this package's, by a :class:`PackedLinear`, and the experts of
+    every :class:`MoE` by panels (``MoE.pack_``), in place.
 
     Args:
         format, group_size, symmetric: as in :func:`effops.ops.pack_weight`. A group size that does not divide a layer's
@@ -155,8 +158,22 @@ def quantize_(
         packed.append((parent, child, new))
         own: Any = linear
         report.append(Quantized(name, new.weight.shape, own.weight.nbytes, new.weight.nbytes))
+    experts: list[tuple[MoE, Panels]] = []
+    for name, module in model.named_modules():
+        if type(module) is not MoE or any(fnmatchcase(name, pattern) for pattern in skip):
+            continue
+        try:
+            panels = module.panels_of(format, group_size=group_size, symmetric=symmetric)
+        except ValueError as error:
+            raise ValueError(f"quantize_: {name}: {error}") from None
+        experts.append((module, panels))
+        for child, form in zip(MoE.WEIGHTS, panels.weights, strict=True):
+            before = module._parameters[child].nbytes  # type: ignore[union-attr]
+            report.append(Quantized(f"{name}.{child}".lstrip("."), form.shape, before, form.nbytes))
     for parent, child, new in packed:
         setattr(parent, child, new)
+    for module, panels in experts:
+        panels.replace(module, MoE.WEIGHTS)
     return report
 
 

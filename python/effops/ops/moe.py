@@ -208,6 +208,7 @@ def fused_experts(
             ``"swiglu_oai"``: ``g sigmoid(1.702 g) (u + 1)`` with g up to 7 and u in [-7, 7] (GPT-OSS; needs a gate).
         bias_gate_up: ``[E, 2f]`` (``[E, f]``), bias_down: ``[E, d]``, x's dtype.
         scale_gate_up: float32 ``[E, 2f]``, scale_down: float32 ``[E, d]``: steps of int8 weights by output feature.
+            Weights in few bits and groups come as :class:`PackedExperts` alone, on the CPU.
 
     Returns:
         ``[N, d]``, x's dtype, accumulated in float32.

@@ -208,8 +208,10 @@ def fused_experts_bound(
     bias_down: Tensor | None = None,
     scale_gate_up: Tensor | None = None,
     scale_down: Tensor | None = None,
+    sizes: tuple[tuple[Tensor, int], tuple[Tensor, int]] | None = None,
 ) -> Interval:
-    """``fused_experts``, expert by expert.
+    """``fused_experts``, expert by expert. ``sizes``: of weights in few bits, what their products are of the size of,
+    [E,2f,d] and [E,d,f], and their groups: a step and a difference each are two roundings more.
 
     h: sums of d products, a scale and a bias (g(d + 5)), and it may be rounded (u). a: the activation, rounded (u).
     y: the error of a through the absolute weights, g(f + 5) of the absolute sum, and it may be rounded (u). The sum of
@@ -220,6 +222,8 @@ def fused_experts_bound(
     one = torch.ones((), dtype=torch.float64)
     w1 = w_gate_up.detach().to(torch.float64) * (one if scale_gate_up is None else scale_gate_up.double()[..., None])
     w2 = w_down.detach().to(torch.float64) * (one if scale_down is None else scale_down.double()[..., None])
+    (size1, groups1), (size2, groups2) = sizes or ((w1.abs(), 0), (w2.abs(), 0))
+    size1, size2 = size1.double(), size2.double()
     gated = w1.shape[1] != w2.shape[2]
     value, error, magnitude = (torch.zeros_like(wide) for _ in range(3))
     for e in range(w1.shape[0]):
@@ -227,13 +231,13 @@ def fused_experts_bound(
         own = wide[token]
         b1 = 0 * w1[e, :, 0:1].sum(-1) if bias_gate_up is None else bias_gate_up[e].detach().double()
         b2 = 0 * w2[e, :, 0:1].sum(-1) if bias_down is None else bias_down[e].detach().double()
-        h, h_size = own @ w1[e].mT + b1, own.abs() @ w1[e].abs().mT + b1.abs()
-        h_off = _chain(w1.shape[2] + 5, c) * h_size
+        h, h_size = own @ w1[e].mT + b1, own.abs() @ size1[e].mT + b1.abs()
+        h_off = _chain(w1.shape[2] + 2 * groups1 + 5, c) * h_size
         h_off = h_off * (1 + u) + u * h.abs() + _smallest(x.dtype) + FLUSH * w1.shape[2] * (1 + _largest(own, w1[e]))
         a = _activation_bound(Interval(h, h_off), gated, interleaved, activation, c)
         a_off = a.error * (1 + u) + u * a.value.abs() + _smallest(x.dtype)
-        y, y_size = a.value @ w2[e].mT + b2, (a.value.abs() + a_off) @ w2[e].abs().mT + b2.abs()
-        y_off = a_off @ w2[e].abs().mT + _chain(w2.shape[2] + 5, c) * y_size
+        y, y_size = a.value @ w2[e].mT + b2, (a.value.abs() + a_off) @ size2[e].mT + b2.abs()
+        y_off = a_off @ w2[e].abs().mT + _chain(w2.shape[2] + 2 * groups2 + 5, c) * y_size
         y_off = (
             y_off * (1 + u) + u * y.abs() + _smallest(x.dtype) + FLUSH * w2.shape[2] * (1 + _largest(a.value, w2[e]))
         )

@@ -16,10 +16,11 @@ from rich.live import Live
 
 from effops import _library
 from effops.bench import record
-from effops.bench.demo import drafting, experts, long_context, text
+from effops.bench.demo import drafting, experts, long_context, packed, text
 from effops.bench.demo.drafting import DraftRow
 from effops.bench.demo.experts import ExpertRow, ExpertSides
 from effops.bench.demo.long_context import Point
+from effops.bench.demo.packed import PackedRow
 from effops.bench.demo.page import page
 from effops.bench.demo.prompts import Prompt, collect, whole_files
 from effops.bench.demo.sides import Sides
@@ -49,12 +50,14 @@ class Demo:
         self.expert_rows: list[ExpertRow] = []
         self.expert_totals: dict[str, dict[str, Any]] = {}
         self.without_experts = ""  # why there is no such part
+        self.packed_rows: list[PackedRow] = []
         self.points: list[Point] = []
         self.problems: list[str] = []
 
     def measure(self, live: Live) -> None:
         def progress(doing: str) -> None:
-            live.update(view(self.rows, self.totals, self.draft_totals, self.expert_totals, self.points, doing))
+            shown = self.draft_totals, self.expert_totals, self.packed_rows, self.points
+            live.update(view(self.rows, self.totals, *shown, doing))
             if doing and not live.console.is_terminal:  # where nothing is redrawn, a log shows what is going on
                 print(doing, flush=True)
 
@@ -66,6 +69,7 @@ class Demo:
             self._text(model if dtype == torch.float32 else model.to(dtype), tokenizer, prompts, progress)
         if self.arguments.model is None:
             self._experts(prompts, progress)
+            self._packed(tokenizer, prompts, progress)
             self._long_context(progress)
         progress("")
 
@@ -134,6 +138,13 @@ class Demo:
                 self.expert_totals[name] = experts.summary(rows)
             self.problems += experts.problems(rows)
 
+    def _packed(self, tokenizer: Tokenizer, prompts: list[Prompt], progress: Any) -> None:
+        a = self.arguments
+        some = prompts[:1] if a.quick else prompts[:: -(-len(prompts) // packed.PROMPTS)]
+        for row in packed.measure(tokenizer, some, a.new_tokens, 1 if a.quick else a.rounds, a.quick, progress):
+            self.packed_rows.append(row)
+        self.problems += packed.problems(self.packed_rows)
+
     def _long_context(self, progress: Any) -> None:
         quick, config = self.arguments.quick, qwen2_0_5b()
         contexts = (QUICK_CONTEXT,) if quick else long_context.CONTEXTS
@@ -162,6 +173,7 @@ class Demo:
                 "totals": self.expert_totals,
                 "rows": [row.as_json() for row in self.expert_rows],
             },
+            "few_bits": {"files": packed.FILES, "rows": [row.as_json() for row in self.packed_rows]},
             "long_context": {
                 "model": "0.5B-class Qwen2 configuration, random weights",
                 "points": [p.as_json() for p in self.points],

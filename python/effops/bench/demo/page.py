@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from effops.bench.demo.experts import HOOK, OURS
+from effops.bench.demo.packed import PLAIN
 from effops.bench.demo.table import SIDES
 
 STYLE = """
@@ -49,6 +50,8 @@ def page(result: dict[str, Any]) -> str:
         parts += ["<h2>Mixture of experts</h2>", _experts(result["experts"])]
     elif result["experts"]["missing"]:
         parts += ["<h2>Mixture of experts</h2>", f"<p>Left out: {escape(result['experts']['missing'])}.</p>"]
+    if result["few_bits"]["rows"]:
+        parts += ["<h2>Weights in few bits</h2>", _few_bits(result["few_bits"])]
     if points:
         parts += [
             "<h2>Long contexts</h2>",
@@ -179,6 +182,24 @@ def _experts(experts: dict[str, Any]) -> str:
         note + _table(["side", "dtype", "files", "tokens/s", "over eager", "judgement"], totals)
         + f"<details><summary>Every file</summary>{each}</details>"
     )  # fmt: skip
+
+
+def _few_bits(part: dict[str, Any]) -> str:
+    note = (
+        "<p>The shipped models with their linear layers and experts quantised (<code>effops.quantize_</code>), "
+        "activations in float32; embedding and LM head stay. Speed after the prompt; loss over "
+        f"{part['files']} held-out files, with the standard error over them of its difference from float32's. MB: what "
+        "is quantised.</p>"
+    )
+    plain = {r["model"]: r["tokens_per_second"] for r in part["rows"] if r["format"] == PLAIN}
+    rows = [
+        [r["model"], r["format"], f"{r['linear_bytes'] / 1e6:.1f}", f"{r['tokens_per_second']:.0f}",
+         f"{r['tokens_per_second'] / plain[r['model']]:.2f}×", f"{r['loss']:.4f}",
+         "" if r["format"] == PLAIN else f"{r['above']:+.4f} ± {r['deviation']:.4f}"]
+        for r in part["rows"]
+    ]  # fmt: skip
+    columns = ["model", "weights", "MB", "tokens/s", "over float32", "nats a token", "above float32"]
+    return note + _table(columns, rows)
 
 
 def _kind(judgement: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from effops.bench.demo.experts import EAGER, HOOK, OURS
 from effops.bench.demo.long_context import Point
+from effops.bench.demo.packed import PLAIN, PackedRow
 from effops.bench.demo.text import Row
 
 STYLES = {"identical": "green", "same": "green", "near-tie": "yellow", "diverges": "yellow", "NO": "bold red"}
@@ -30,6 +31,7 @@ def view(
     totals: dict[str, dict[str, Any]],
     drafting: dict[str, dict[str, Any]],
     experts: dict[str, dict[str, Any]],
+    packed: Sequence[PackedRow],
     points: Sequence[Point],
     doing: str,
 ) -> RenderableType:
@@ -55,6 +57,8 @@ def view(
         parts += [Text(), _drafting(drafting)]
     if experts:
         parts += [Text(), _experts(experts)]
+    if packed:
+        parts += [Text(), _packed(packed)]
     if points:
         steps = _table(
             "0.5B-class model, random weights, bfloat16: a decode step", "context", "torch", "effops", "speed-up"
@@ -81,6 +85,22 @@ def _experts(totals: dict[str, dict[str, Any]]) -> Table:
                 f"{total['speedup'][side]:.2f}×" if side in total["speedup"] else "",
                 ", ".join(f"{n} {kind}" for kind, n in judged.items()),
             )  # fmt: skip
+    return table
+
+
+def _packed(rows: Sequence[PackedRow]) -> Table:
+    table = _table(
+        "Weights in few bits: tokens a second after the prompt, held-out loss", "model", "weights", "MB", "tokens/s",
+        "over float32", "nats a token", "above float32",
+    )  # fmt: skip
+    plain = {row.model: row.rate for row in rows if row.format == PLAIN}
+    for row in rows:
+        first = row.format == PLAIN
+        table.add_row(
+            row.model, row.format, f"{row.linear_bytes / 1e6:.1f}", f"{row.rate:.0f}",
+            "" if first else f"{row.rate / plain[row.model]:.2f}×", f"{row.loss:.4f}",
+            "" if first else f"{row.above:+.4f} ± {row.deviation:.4f}",
+        )  # fmt: skip
     return table
 
 
