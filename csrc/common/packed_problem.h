@@ -35,6 +35,11 @@ struct PackedMatrix {
 struct PackedLinearProblem {
   LinearProblem linear;  // of x and y; its weight is not used
   PackedMatrix weight;
+  // The inputs of a group of a row are rounded to int8, numbers of steps of their largest size / 127, and products of
+  // numbers are integers. CPU; int4 and int8.
+  bool int8_activation = false;
 };
+
+inline constexpr int64_t kInt8Group = 1 << 16;  // inputs whose products of bytes an int32 holds
 
 }  // namespace effops

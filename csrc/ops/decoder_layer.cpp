@@ -269,7 +269,7 @@ class Pass {
         l.norm_eps = norm_eps;
         l.gated = gated;
         l.y = y;
-        if (packed.data != nullptr) return cpu::kernels().packed_linear({l, packed}, parallel);
+        if (packed.data != nullptr) return cpu::kernels().packed_linear({l, packed, false}, parallel);
         l.weight = weight.arg.data();
         l.weight_row = weight.arg.stride(0);
         cpu::kernels().linear(l, parallel);

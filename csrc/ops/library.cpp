@@ -65,7 +65,7 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor? page_table=None) -> ()");
   m.def(
       "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
-      "float norm_eps=1e-6, bool gated=False) -> Tensor");
+      "float norm_eps=1e-6, bool gated=False, bool int8_activation=False) -> Tensor");
   m.def(
       "decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, Tensor? qkv_bias, Tensor o, Tensor? o_bias, "
       "Tensor mlp_norm, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias, Tensor cos, Tensor sin, "

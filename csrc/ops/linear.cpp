@@ -27,7 +27,7 @@ Tensor torch_linear(const Backend& backend, const Tensor& x, const Tensor& weigh
 }  // namespace
 
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor norm,
-                     double norm_eps, bool gated) {
+                     double norm_eps, bool gated, bool int8_activation) {
   const char* op = "packed_linear";
   const Backend backend(op, x);
   const Arg a(op, "x", x);
@@ -47,9 +47,16 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
     if (gemm) return torch_linear(backend, x, weight, bias, p);
     call.replace_x(x);
   }
+  EFFOPS_CHECK(!int8_activation || (packed && matrix.format != PackedFormat::fp8_e4m3), op,
+               ": int8_activation: expected False but beside int8 and int4 weights, got True");
+  EFFOPS_CHECK(!int8_activation || backend.device() == nullptr, op,
+               ": int8_activation: expected False on devices, got True");
+  EFFOPS_CHECK(!int8_activation || matrix.group <= kInt8Group, op, ": weight: expected groups of at most ", kInt8Group,
+               " inputs beside int8_activation, got ", matrix.group);
   if (packed) {
     Tensor y = call.result();
-    backend.run(&cpu::Kernels::packed_linear, &DeviceLibrary::packed_linear, PackedLinearProblem{p, matrix});
+    backend.run(&cpu::Kernels::packed_linear, &DeviceLibrary::packed_linear,
+                PackedLinearProblem{p, matrix, int8_activation});
     return y;
   }
   if (p.in > 1 && w.stride(1) != 1) {

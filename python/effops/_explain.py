@@ -28,7 +28,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         op: an op of :mod:`effops.ops`.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
-            ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``;
+            ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``, and of
+            weights in few bits, ``bits, group``;
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each
@@ -134,9 +135,26 @@ def _sparse_attention(*, dtype: str, selected: int, heads: int, kv_heads: int, l
     return f"{lines.removesuffix(_DIFFERENTIABLE)}{rows}\n{_NO_GRADIENT}"
 
 
-def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1) -> str:
+def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1, bits: int = 0, group: int = 0) -> str:
     text: str = _host().explain_linear(dtype=dtype, rows=rows, n=n, k=k)
-    return text + _REFUSED
+    if not bits:
+        return text + _REFUSED
+    if bits not in (4, 8) or dtype == "float64":
+        raise ValueError(f"explain: bits: expected 4 or 8 beside another dtype than float64, got {bits} and {dtype}")
+    group = group or k
+    if group > k or (k and k % group):
+        raise ValueError(f"explain: group: expected a divisor of k = {k}, got {group}")
+    groups = k // group if k else 0
+    own = {
+        "backend": "cpu",
+        "isa": _host().cpu_isa(),
+        "loop": f"streaming, {bits}-bit numbers in panels of 32 features, rows by eights",
+        "tasks": -(-n // 32),
+        "rows": rows,
+        "weight_bytes": n * groups * (-(-group // 8) * bits + 4) if k else 0,
+        "flops": 2 * rows * n * k,
+    }
+    return "".join(f"{name}: {value}\n" for name, value in own.items()) + _REFUSED
 
 
 def _decoder_layer(*, dtype: str, width: int, inner: int, batch: int = 1, q_len: int = 1, **attention: int) -> str:

@@ -42,6 +42,16 @@ def test_a_window_visits_fewer_keys():
     assert 12 * windowed < full
 
 
+def test_packed_linear_of_few_bits():
+    for format, bits, group in (("int4", 4, 16), ("int8", 8, 0), ("fp8_e4m3", 8, 8)):
+        packed = ops.pack_weight(torch.randn(70, 48), format, group_size=group or None)
+        said = lines(effops.explain("packed_linear", dtype="bfloat16", rows=3, n=70, k=48, bits=bits, group=group))
+        assert said["weight_bytes"] == str(packed.nbytes) and said["tasks"] == "3" and f"{bits}-bit" in said["loop"]
+    for sizes in ({"bits": 3}, {"bits": 4, "group": 32}, {"bits": 8, "dtype": "float64"}):
+        with pytest.raises(ValueError, match=r"explain: (bits|group): expected"):
+            effops.explain("packed_linear", **({"dtype": "float32", "n": 70, "k": 48} | sizes))
+
+
 def test_packed_linear_names_the_path():
     few, many = (lines(effops.explain("packed_linear", dtype="bfloat16", rows=r, n=64, k=32)) for r in (16, 17))
     assert few["loop"] == "streaming" and many["loop"].startswith("torch gemm")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import effops
 import pytest
 import torch
-from effops.models import Llama, ModelConfig
+from effops.models import Llama, Mixtral, ModelConfig
 from effops.models.errors import CheckpointError
 from effops.models.quantization_config import QuantizationConfig
 from effops.models.quantized import read_linear
 from effops.nn import PackedLinear
 from safetensors.torch import load_file, save_file
+from strategies.values import same_bits
 from torch import Tensor
 
 N, K, GROUP = 24, 32, 16
@@ -161,6 +163,67 @@ def test_a_model(family, method, bits, order, tmp_path):
         torch.testing.assert_close(model(tokens), plain(tokens), rtol=2e-4, atol=2e-4)
         model.load_state_dict(model.state_dict())
         torch.testing.assert_close(model.bfloat16()(tokens).float(), plain(tokens), rtol=0.2, atol=0.2)
+
+
+def moe_model() -> Mixtral:
+    sizes = {
+        "model_type": "qwen2_moe", "vocab_size": 40, "hidden_size": 32, "moe_intermediate_size": 24,
+        "intermediate_size": 48, "shared_expert_intermediate_size": 40, "num_hidden_layers": 2, "num_experts": 4,
+        "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    return Mixtral.random(ModelConfig.from_dict(sizes), seed=2, std=0.3)
+
+
+def dense_model() -> Llama:
+    sizes = {
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    return Llama.random(ModelConfig.from_dict(sizes), seed=2, std=0.3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"format": "int4", "group_size": 8}, {"format": "int8"}, {"format": "fp8_e4m3"},
+     {"format": "int8", "group_size": 8, "symmetric": False, "activation": "int8"},
+     {"format": "int4", "group_size": 8, "skip": ("layers.0.*",)}],
+)  # fmt: skip
+@pytest.mark.parametrize("build", (dense_model, moe_model))
+def test_saved_as_they_are(build, options, tmp_path):
+    model = build()
+    effops.quantize_(model, **options)
+    model.save_pretrained(tmp_path)
+    back = type(model).from_pretrained(tmp_path)
+    mine, theirs = model.state_dict(), back.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, t in mine.items():
+        assert t.dtype == theirs[name].dtype and torch.equal(t.view(torch.uint8), theirs[name].view(torch.uint8)), name
+    tokens = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert same_bits(back(tokens), model(tokens))
+        cached = back(tokens, back.new_cache(2, 9))
+        assert same_bits(cached, model(tokens, model.new_cache(2, 9)))
+
+
+def test_flaws_in_saved_ones_are_named(tmp_path):
+    for build, layer in ((dense_model, "layers.1.mlp.down_proj"), (moe_model, "layers.1.mlp.panels")):
+        model = build()
+        effops.quantize_(model, "int4", group_size=8)
+        model.save_pretrained(tmp_path)
+        file = str(tmp_path / "model.safetensors")
+        tensors = load_file(file)
+        names = [n for n in tensors if n.startswith(f"packed.{layer}.")]
+        assert len(names) == 2
+        for name in names:
+            for flawed in ({}, {name: tensors[name][:1].clone()}, {name: tensors[name].to(torch.int16)}):
+                save_file({n: t for n, t in tensors.items() if n != name} | flawed, file)
+                with pytest.raises(CheckpointError, match=f"{layer.split('.')[-1]}"):
+                    type(model).from_pretrained(tmp_path)
+        save_file(tensors | {"packed.layers.9.mlp.down_proj.data": tensors[names[0]].clone()}, file)
+        with pytest.raises(CheckpointError, match=r"packed\.layers\.9.+: expected a layer of the model"):
+            type(model).from_pretrained(tmp_path)
 
 
 def test_flawed_models_are_named(tmp_path):

@@ -91,6 +91,59 @@ def test_what_stays():
         quantize_(nn.ModuleDict({"even": nn.Linear(16, 8), "odd": nn.Linear(12, 8)}), "int4", group_size=16)
 
 
+def with_outliers() -> Llama:
+    """A model some of whose channels are much larger than others, as those of large models are."""
+    model = Llama.random(config(attention_bias=True, model_type="qwen2"), seed=3, std=0.2)
+    with torch.no_grad():
+        for layer in model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[::11] *= 30
+            layer.self_attn.qkv_proj.bias.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def test_scaling_by_activations():
+    tokens = torch.randint(0, 50, (4, 24), generator=torch.Generator().manual_seed(0))
+    other = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
+    model = with_outliers()
+    exact = model(other).detach()
+    errors = []
+    for calibration in (None, tokens):
+        model = with_outliers()
+        effops.quantize_(model, "int4", group_size=8, calibration=calibration)
+        assert type(model.layers[0].self_attn.o_proj) is PackedLinear
+        errors.append(float((model(other).detach() - exact).norm() / exact.norm()))
+    assert errors[1] < 0.7 * errors[0], errors
+
+
+def test_scaling_alone_changes_nothing():
+    from effops.nn.scaling import scale_
+
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(0))
+    model = with_outliers()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    exact = model(tokens).detach()
+    rounded = lambda w: ops.pack_weight(w, "int4", group_size=8).dequantize()  # noqa: E731
+    assert scale_(model, tokens, rounded, lambda layer: True) == 8
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert any("input_layernorm" in n for n in changed) and any("down_proj" in n for n in changed)
+    torch.testing.assert_close(model(tokens).detach(), exact, rtol=1e-4, atol=1e-4)
+    assert not scale_(model, tokens, rounded, lambda layer: False)
+
+
+def test_activation_in_int8():
+    model = Llama.random(config(), seed=1, std=0.2)
+    tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model(tokens)
+        effops.quantize_(model, "int8", activation="int8")
+        linear, x = model.layers[0].mlp.down_proj, normal(3, 128)
+        own = ops.packed_linear(x, linear.weight, gated=True, activation="int8")
+        assert same_bits(linear(x, None, None, True), own)
+        got = model(tokens, model.new_cache(2, 12))
+    assert not torch.equal(got, exact) and (got - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize(("format", "options"), [("int8", {}), ("int4", {"group_size": 8}), ("fp8_e4m3", {})])
 def test_experts(format, options):
     """They and the shared ones say what their dequantised weights say, and come back from a state bit for bit."""

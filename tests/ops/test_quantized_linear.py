@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend import cpu_only
 from effops import ops, reference
 from effops.reference.bounds import packed_linear_bound
 from hypothesis import given
@@ -214,6 +215,57 @@ def test_every_number_of_a_format(format):
     packed = ops.packed_weight.from_numbers(numbers, torch.ones(len(every), 1), torch.zeros(len(every), 1), format)
     assert torch.equal(packed.numbers()[0], numbers[:, 0])
     assert torch.equal(ops.packed_linear(torch.eye(40), packed), numbers[:, 0].T.contiguous())
+
+
+@pytest.mark.parametrize("format", ("int8", "int4"))
+@pytest.mark.parametrize("dtype", FLOATS)
+@cpu_only("activations in int8 are the CPU's")
+@given(data=st.data())
+def test_activations_in_int8(dtype, format, data):
+    rows, outer = (data.draw(st.sampled_from(sizes)) for sizes in (ROWS, FEATURES))
+    inner, group = data.draw(st.sampled_from(GROUPS))
+    kind, place = data.draw(st.sampled_from(("normal", "spikes", "zeros"))), data.draw(st.sampled_from(list(LAYOUTS)))
+    x = LAYOUTS[place](values(rows, inner, dtype=FLOATS[dtype], seed=inner, kind=kind))
+    packed = ops.pack_weight(normal(outer, inner), format, group_size=group, symmetric=data.draw(st.booleans()))
+    bias = normal(outer, dtype=x.dtype, seed=3) if data.draw(st.booleans()) else None
+    got = ops.packed_linear(x, packed, bias, activation="int8")
+    assert packed_linear_bound(x, packed, bias, activation="int8").worst(got) <= 1
+    expected = reference.packed_linear(x, packed, bias, activation="int8")
+    torch.testing.assert_close(got, expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("format", ("int8", "int4"))
+@cpu_only("activations in int8 are the CPU's")
+def test_integers_are_exact(format):
+    """Rows whose largest value is 127 are their own numbers: results are integers, at the ends of every number too."""
+    ends = torch.tensor([0, 15] if format == "int4" else [-128, 127])
+    for rows in (1, 2, 4, 8):
+        x = torch.randint(-127, 128, (rows, 64), generator=torch.Generator().manual_seed(rows)).float()
+        x[:, ::16] = 127
+        x[:, 1::16] = -127
+        for pick in range(2):
+            numbers = ends[(torch.arange(64) // 2 + torch.arange(40)[:, None] + pick) % 2].float()[:, None]
+            packed = ops.packed_weight.from_numbers(numbers, torch.ones(40, 1), torch.zeros(40, 1), format)
+            got = ops.packed_linear(x, packed, activation="int8")
+            assert torch.equal(got, (x.double() @ numbers[:, 0].double().T).float())
+
+
+@cpu_only("activations in int8 are the CPU's")
+def test_norm_and_gate_before_int8():
+    packed, norm = ops.pack_weight(normal(75, 24), "int4", group_size=8), normal(24, seed=1)
+    for rows in (1, 3, 9):
+        x, gated = (normal(rows, n * 24, seed=2) for n in (1, 2))
+        got = ops.packed_linear(x, packed, norm=norm, activation="int8")
+        assert same_bits(got, ops.packed_linear(ops.rms_norm(x, norm, 1e-6), packed, activation="int8"))
+        got = ops.packed_linear(gated, packed, gated=True, activation="int8")
+        assert same_bits(got, ops.packed_linear(ops.silu_mul(gated), packed, activation="int8"))
+    for weight in (ops.pack_weight(normal(5, 24), "fp8_e4m3"), normal(5, 24)):
+        with pytest.raises(
+            RuntimeError, match="packed_linear: int8_activation: expected False but beside int8 and int4"
+        ):
+            ops.packed_linear(normal(2, 24), weight, activation="int8")
+    with pytest.raises(ValueError, match="packed_linear: activation: expected None or int8, got 'int4'"):
+        ops.packed_linear(normal(2, 24), packed, activation="int4")
 
 
 @pytest.mark.parametrize("format", FORMATS)

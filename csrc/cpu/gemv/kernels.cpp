@@ -1,5 +1,5 @@
 #include "cpu/gemv/linear.h"
-#include "cpu/gemv/packed.h"
+#include "cpu/gemv/packed_linear.h"
 #include "cpu/kernel_list.h"
 
 namespace effops::cpu::EFFOPS_ISA {

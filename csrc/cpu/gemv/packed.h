@@ -1,5 +1,5 @@
-// y = f(x) W^T (+ bias) (+ residual) with W in few bits: one pass over its bytes. Floor: those bytes at read bandwidth
-// for few rows, multiplications for many. A number costs three operations: a mask, a conversion and the multiply-add;
+// Products of rows with a matrix in few bits: one pass over its bytes. Floor: those bytes at read bandwidth for few
+// rows, multiplications for many. A number costs three operations: a mask, a conversion and the multiply-add;
 // its step and zero cost a few a group.
 #pragma once
 
@@ -125,55 +125,72 @@ void packed_columns(const PackedMatrix& p, const char* w, const float* x, const 
   }
 }
 
-// Rows of float32 as packed_columns reads them, in groups of 8, 4, 2 or 1, and their sums over each group of inputs.
-class PackedRows {
+// Rows in groups of 8, 4, 2 or 1 that go through a panel together; `even`: all of 8, so that every row goes through the
+// same loop.
+class RowGroups {
  public:
   static constexpr int kBlock = 8;
 
-  // `even`: all groups have 8 rows, so that every row goes through the same loop.
-  PackedRows(const PackedMatrix& w, int64_t rows, bool even, float* x, float* sums)
-      : w_(&w), rows_(rows), even_(even), x_(x), sums_(sums) {}
+  RowGroups(int64_t rows, bool even) : rows_(rows), even_(even) {}
 
-  // Rows that x, of padded_in() each, and sums, of groups() each, need room for.
+  // Places of rows: groups may lack rows.
   static int64_t room(int64_t rows, bool even) { return even ? (rows + kBlock - 1) / kBlock * kBlock : rows + 1; }
 
+  int64_t rows() const { return rows_; }
   int64_t blocks() const { return (rows_ + kBlock - 1) / kBlock; }
 
-  // Rows of a block: row(i) is the i-th, valid until the next call.
-  template <class F>
-  void place(int64_t block, F&& row) const {
-    visit(block, [&](auto mr, int64_t first, float* x, float* sums) {
-      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows_ - 1)), m, x, sums);
-    });
-  }
-
-  // f(rows of a group as a constant, its first row, its x, its sums) for the groups of a block; the last may lack rows.
+  // f(rows of a group as a constant, its first row) for the groups of a block; the last may lack rows.
   template <class F>
   void visit(int64_t block, F&& f) const {
-    auto call = [&](auto mr, int64_t first) {
-      f(mr, first, x_ + first * w_->padded_in(), sums_ + first * w_->groups());
-      return first + mr();
-    };
     const int64_t end = std::min(rows_, (block + 1) * kBlock);
     for (int64_t first = block * kBlock; first < end;) {
       const int64_t left = end - first;
+      auto call = [&](auto mr) {
+        f(mr, first);
+        first += mr();
+      };
       if (left >= 7 || even_) {
-        first = call(std::integral_constant<int, 8>(), first);
+        call(std::integral_constant<int, 8>());
       } else if (left >= 3) {
-        first = call(std::integral_constant<int, 4>(), first);
+        call(std::integral_constant<int, 4>());
       } else if (left == 2) {
-        first = call(std::integral_constant<int, 2>(), first);
+        call(std::integral_constant<int, 2>());
       } else {
-        first = call(std::integral_constant<int, 1>(), first);
+        call(std::integral_constant<int, 1>());
       }
     }
   }
 
-  int64_t rows() const { return rows_; }
+ private:
+  int64_t rows_;
+  bool even_;
+};
+
+// Rows of float32 as packed_columns reads them, and their sums over each group of inputs.
+class PackedRows : public RowGroups {
+ public:
+  // Of room() rows: padded_in() each at x, groups() each at sums.
+  PackedRows(const PackedMatrix& w, int64_t rows, bool even, float* x, float* sums)
+      : RowGroups(rows, even), w_(&w), x_(x), sums_(sums) {}
+
+  // Rows of a block: row(i) is the i-th, valid until the next call.
+  template <class F>
+  void place(int64_t block, F&& row) const {
+    visit(block, [&](auto mr, int64_t first) {
+      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows() - 1)), first, m);
+    });
+  }
+
+  // The products of a group from `first` on with NV vectors of features at `data`.
+  template <class Steps, int MR, int NV>
+  void multiply(const char* data, int64_t first, bool asks, Vec (&y)[MR][NV]) const {
+    packed_columns<Steps, MR, NV>(*w_, data, x_ + first * w_->padded_in(), sums_ + first * w_->groups(), asks, y);
+  }
 
  private:
   template <int MR, class T>
-  void place_row(const T* from, int m, float* x, float* sums) const {
+  void place_row(const T* from, int64_t first, int m) const {
+    float *const x = x_ + first * w_->padded_in(), *const sums = sums_ + first * w_->groups();
     const int64_t padded = w_->padded_group(), group = w_->group;
     float smaller[kPackedSteps];
     with_steps(w_->format, [&](auto steps) {
@@ -191,8 +208,6 @@ class PackedRows {
   }
 
   const PackedMatrix* w_;
-  int64_t rows_;
-  bool even_;
   float *x_, *sums_;
 };
 
@@ -209,55 +224,22 @@ inline const char* whole_panel(const PackedMatrix& w, int64_t panel) {
 }
 
 // All rows against a panel: f(first row, rows, products [rows][kPackedPanel]) until all have been served.
-template <class Steps, class F>
-void packed_product(const PackedMatrix& w, const PackedRows& rows, int64_t panel, F&& f) {
+template <class Steps, class Rows, class F>
+void packed_product(const PackedMatrix& w, const Rows& rows, int64_t panel, F&& f) {
   constexpr int kAll = kPackedPanel / Vec::width;
   const char* const data = whole_panel(w, panel);
   for (int64_t block = 0; block < rows.blocks(); ++block)
-    rows.visit(block, [&](auto mr, int64_t first, const float* x, const float* sums) {
+    rows.visit(block, [&](auto mr, int64_t first) {
       constexpr int MR = mr(), kMost = Vec::width == 16 ? 16 : 8, NV = std::min(kAll, std::max(1, kMost / MR));
       alignas(64) float c[MR * kPackedPanel];
       for (int v = 0; v < kAll; v += NV) {
         Vec y[MR][NV];
-        packed_columns<Steps, MR, NV>(w, data + v * Vec::width * kPackedWord, x, sums, first == 0 && v == 0, y);
+        rows.template multiply<Steps>(data + v * Vec::width * kPackedWord, first, first == 0 && v == 0, y);
         for (int m = 0; m < MR; ++m)
           for (int j = 0; j < NV; ++j) y[m][j].store(c + m * kPackedPanel + (v + j) * Vec::width);
       }
       f(first, std::min<int64_t>(MR, rows.rows() - first), c);
     });
-}
-
-template <class T>
-void packed_linear_typed(const PackedLinearProblem& problem, const Parallel& parallel) {
-  const LinearProblem& p = problem.linear;
-  const PackedMatrix& w = problem.weight;
-  const int64_t room = PackedRows::room(p.rows, false);
-  float *x = nullptr, *sums = nullptr;
-  auto carve = [&](Carver& memory) {
-    x = memory.take<float>(room * w.padded_in());
-    sums = memory.take<float>(room * w.groups());
-  };
-  Carver measure;
-  carve(measure);
-  const Workspace workspace(measure.used());  // a long prompt's rows do not stay
-  Carver memory(workspace.data());
-  carve(memory);
-  const PackedRows rows(w, p.rows, false, x, sums);
-  parallel.for_each(rows.blocks(), p.rows * p.in > kLayerSerial, [&](int64_t block) {
-    T* const prepared = static_cast<T*>(thread_scratch(Scratch::task, p.in * sizeof(T)));
-    rows.place(block, [&](int64_t row) { return prepared_row(p, row, prepared); });
-  });
-  parallel.for_each(w.panels(), linear_worth_threads(p), [&](int64_t panel) {
-    with_steps(w.format, [&](auto steps) {
-      packed_product<decltype(steps)>(w, rows, panel, [&](int64_t first, int64_t count, const float* c) {
-        const int64_t n = panel * kPackedPanel;
-        for (int64_t r = 0; r < count; ++r)
-          for_vectors<Vec>(std::min<int64_t>(kPackedPanel, p.out - n), [&](int64_t j, int some) {
-            finish_features<T>(p, first + r, n + j, some, Vec::load(c + r * kPackedPanel + j));
-          });
-      });
-    });
-  });
 }
 
 }  // namespace effops::cpu::EFFOPS_ISA

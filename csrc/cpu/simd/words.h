@@ -1,4 +1,5 @@
-// Vectors of 32-bit words whose bit fields become numbers.
+// Vectors of 32-bit words whose bit fields become numbers, or factors of integer products: dot_halves of two 16-bit
+// numbers with signs each, dot_bytes of four without signs (to 15 unless kWholeBytes) with four with them.
 #pragma once
 
 #include "cpu/simd/simd.h"
@@ -18,6 +19,20 @@ struct Words {
   Vec numbers() const { return {_mm512_cvtepi32_ps(v)}; }  // integers below 2^31
   Vec floats() const { return {_mm512_castsi512_ps(v)}; }
   static Words of(Vec x) { return {_mm512_castps_si512(x.v)}; }
+  static Words set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  friend Words operator+(Words a, Words b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  friend Words operator-(Words a, Words b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+  friend Words operator*(Words a, Words b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+  friend Words dot_halves(Words acc, Words a, Words b) { return acc + Words{_mm512_madd_epi16(a.v, b.v)}; }
+#if defined(__AVX512VNNI__)
+  static constexpr bool kWholeBytes = true;
+  friend Words dot_bytes(Words acc, Words a, Words b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
+#else
+  static constexpr bool kWholeBytes = false;
+  friend Words dot_bytes(Words acc, Words a, Words b) {
+    return acc + Words{_mm512_madd_epi16(_mm512_maddubs_epi16(a.v, b.v), _mm512_set1_epi16(1))};
+  }
+#endif
 };
 #elif defined(EFFOPS_ISA_AVX2)
 struct Words {
@@ -32,6 +47,15 @@ struct Words {
   Vec numbers() const { return {_mm256_cvtepi32_ps(v)}; }
   Vec floats() const { return {_mm256_castsi256_ps(v)}; }
   static Words of(Vec x) { return {_mm256_castps_si256(x.v)}; }
+  static Words set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  friend Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.v, b.v)}; }
+  friend Words operator-(Words a, Words b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+  friend Words operator*(Words a, Words b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+  static constexpr bool kWholeBytes = false;
+  friend Words dot_halves(Words acc, Words a, Words b) { return acc + Words{_mm256_madd_epi16(a.v, b.v)}; }
+  friend Words dot_bytes(Words acc, Words a, Words b) {
+    return acc + Words{_mm256_madd_epi16(_mm256_maddubs_epi16(a.v, b.v), _mm256_set1_epi16(1))};
+  }
 };
 #else
 struct Words {
@@ -52,6 +76,19 @@ struct Words {
   Vec numbers() const { return {__builtin_convertvector((signed_native)v, Vec::native)}; }
   Vec floats() const { return {(Vec::native)v}; }
   static Words of(Vec x) { return {(native)x.v}; }
+  static Words set1(int32_t x) { return {native{} + static_cast<uint32_t>(x)}; }
+  friend Words operator+(Words a, Words b) { return {a.v + b.v}; }
+  friend Words operator-(Words a, Words b) { return {a.v - b.v}; }
+  friend Words operator*(Words a, Words b) { return {a.v * b.v}; }
+  static constexpr bool kWholeBytes = true;
+  friend Words dot_halves(Words acc, Words a, Words b) {
+    for (int i = 0; i < 2; ++i) acc = acc + a.left(16 - 16 * i).sign_right(16) * b.left(16 - 16 * i).sign_right(16);
+    return acc;
+  }
+  friend Words dot_bytes(Words acc, Words a, Words b) {
+    for (int i = 0; i < 4; ++i) acc = acc + (a.right(8 * i) & 255) * b.left(24 - 8 * i).sign_right(24);
+    return acc;
+  }
 };
 #endif
 

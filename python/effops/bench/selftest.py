@@ -374,7 +374,15 @@ def _layer_cases(dtype: torch.dtype) -> Iterator[Case]:
             return max(normed, bounds.packed_linear_bound(gated, w, gated=True).worst(
                 ops.packed_linear(gated, w, gated=True)))  # fmt: skip
 
+        def few_bits(rows: int = rows) -> float:
+            draw = _Draw(rows, dtype)
+            x, w = draw(rows, 336), draw(75, 336)
+            forms = [ops.pack_weight(w, format, group_size=24) for format in ("int8", "int4", "fp8_e4m3")]
+            return max(bounds.packed_linear_bound(x, f).worst(ops.packed_linear(x, f)) for f in forms)
+
         yield Case("packed_linear", f"{rows} rows", linear)
+        if dtype != torch.float64:
+            yield Case("packed_linear", f"{rows} rows, weights in few bits", few_bits)
         yield Case("packed_linear", f"{rows} rows, norm or gate before", prepared)
 
     def norm(rows: int, dim: int, offset: float) -> float:

@@ -91,7 +91,7 @@ def pack_experts_(model: nn.Module, format: str | None = None, **groups: Any) ->
         weights, biases = _layer(m)
         if any(w.device.type != "cpu" for w in weights):
             raise ValueError(f"effops: pack_experts_: {type(m).__name__}: expected weights on the CPU")
-        Panels(weights, biases, format, _gate_of(m)[1], **groups).replace(m, _names(m), saved=False)
+        Panels.pack(weights, biases, format, _gate_of(m)[1], **groups).replace(m, _names(m), saved=False)
     return len(found)
 
 

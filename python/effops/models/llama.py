@@ -30,6 +30,7 @@ from effops.models.checkpoint import TensorFiles, parse_dtype, save_tensors, wri
 from effops.models.config import ModelConfig
 from effops.models.errors import CheckpointError
 from effops.models.names import layer_tensors, row_orders
+from effops.models.packed_checkpoint import packed_tensors, place_packed
 from effops.models.quantized import place_quantized
 from effops.models.weights import DecoderWeights
 from effops.nn import (
@@ -39,7 +40,6 @@ from effops.nn import (
     LatentAttention,
     Linear,
     MoE,
-    PackedLinear,
     RMSNorm,
     Rope,
     RotaryEmbedding,
@@ -293,7 +293,7 @@ class Llama(nn.Module):
             named |= layer_tensors(layer, self.config, f"model.layers.{i}.", stored)
         named["model.norm.weight"] = self.norm.weight
         if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = self.lm_head.weight
+            named |= {f"lm_head.{kind}": weight for kind, weight in self.lm_head.named_parameters()}
         return named
 
     @classmethod
@@ -305,7 +305,8 @@ class Llama(nn.Module):
         device: torch.device | str | None = None,
     ) -> Model:
         """Loads ``config.json`` and the safetensors of a directory; dtype None takes the configuration's. Layers that
-        GPTQ or AWQ quantised become :class:`effops.nn.PackedLinear`, bit for bit what is stored."""
+        GPTQ or AWQ quantised become :class:`effops.nn.PackedLinear`, bit for bit what is stored; so do those of
+        ``save_pretrained``, and experts their panels."""
         config = ModelConfig.from_file(Path(directory))
         if config.model_type not in cls.families:
             raise CheckpointError(
@@ -316,7 +317,11 @@ class Llama(nn.Module):
         files = TensorFiles(directory)
         dtype = dtype or parse_dtype(config.dtype, str(Path(directory) / "config.json"))
         model = cls(config, dtype=dtype, device=device)
-        quantized = set() if config.quantization is None else place_quantized(model, files, config.quantization)
+        quantized: set[str] = set()
+        if config.quantization is not None and config.quantization.method == "effops":
+            quantized = place_packed(model, files, dict(config.quantization.activations))
+        elif config.quantization is not None:
+            quantized = place_quantized(model, files, config.quantization)
         named, orders = model.checkpoint_tensors(files.names()), row_orders(config)
         ignored = quantized | {name for name in files.names() if name.endswith("rotary_emb.inv_freq")}
         ignored |= {name for name in files.names() if config.is_extra(name)}
@@ -333,21 +338,21 @@ class Llama(nn.Module):
         return model.eval()
 
     def save_pretrained(self, directory: str | Path, *, max_shard_bytes: int = 4 << 30) -> None:
-        """Writes ``config.json`` and safetensors that Transformers and this class load.
+        """Writes ``config.json`` and safetensors that Transformers and this class load; this class alone, where layers
+        are quantised.
 
         Each file is written under a temporary name and moved, the configuration last.
         """
-        if any(isinstance(module, PackedLinear) for module in self.modules()):
-            raise RuntimeError(
-                "save_pretrained: expected plain linear layers, got packed ones (their state_dict can be saved)"
-            )
+        packed, quantization = packed_tensors(self)
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         orders = row_orders(self.config)
         named = self.checkpoint_tensors()
         tensors = {n: t.detach()[orders[n].to(t.device)] if n in orders else t for n, t in named.items()}
-        save_tensors(directory, tensors, max_shard_bytes)
+        save_tensors(directory, tensors | packed, max_shard_bytes)
         raw = self.config.to_dict()
+        if quantization is not None:
+            raw["quantization_config"] = quantization
         raw["dtype"] = raw["torch_dtype"] = str(self.dtype).removeprefix("torch.")
         write_json(directory / "config.json", raw)
 

@@ -44,7 +44,7 @@ def _whole(linear: Linear, name: str) -> dict[str, Tensor]:
 
 
 def _mlp(mlp: MLP, prefix: str) -> dict[str, Tensor]:
-    size = mlp.down_proj.weight.shape[1]
+    size = int(mlp.down_proj.weight.shape[1])
     named = _parts(mlp.gate_up_proj, prefix, {"gate_proj": size, "up_proj": size})
     return named | _whole(mlp.down_proj, f"{prefix}down_proj")
 
@@ -77,12 +77,12 @@ def _moe(moe: MoE, kind: str, prefix: str, stored: Collection[str]) -> dict[str,
     old_mixtral = kind == "mixtral" and f"{prefix}mlp.gate.weight" not in stored
     block = f"{prefix}block_sparse_moe." if old_mixtral else f"{prefix}mlp."
     gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-    if moe.w_gate_up is None or moe.w_down is None:
-        raise RuntimeError("save_pretrained: expected experts with parameters, got weights in panels (save first)")
-    gate_up, w_down = moe.w_gate_up.detach(), moe.w_down.detach()
     named: dict[str, Tensor] = {f"{block}gate.weight": moe.router.weight}
     if moe.router.selection_bias is not None:
         named[f"{block}gate.e_score_correction_bias"] = moe.router.selection_bias
+    if moe.w_gate_up is None or moe.w_down is None:
+        return named | _shared(moe, kind, block)  # experts in panels: packed_checkpoint.py
+    gate_up, w_down = moe.w_gate_up.detach(), moe.w_down.detach()
     if f"{block}experts.gate_up_proj" in stored:
         named |= {f"{block}experts.gate_up_proj": gate_up, f"{block}experts.down_proj": w_down}
     else:
@@ -90,10 +90,15 @@ def _moe(moe: MoE, kind: str, prefix: str, stored: Collection[str]) -> dict[str,
             first, second = gate_and_up.chunk(2)
             expert = f"{block}experts.{i}."
             named |= {f"{expert}{gate}.weight": first, f"{expert}{up}.weight": second, f"{expert}{down}.weight": last}
+    return named | _shared(moe, kind, block)
+
+
+def _shared(moe: MoE, kind: str, block: str) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
     if moe.shared is not None:
         named |= _mlp(moe.shared, f"{block}shared_expert{'s' if kind.startswith('deepseek') else ''}.")
     if moe.shared_gate is not None:
-        named[f"{block}shared_expert_gate.weight"] = moe.shared_gate.weight
+        named |= _whole(moe.shared_gate, f"{block}shared_expert_gate")
     return named
 
 

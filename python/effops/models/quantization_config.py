@@ -13,10 +13,11 @@ from effops.models.errors import CheckpointError
 class QuantizationConfig:
     """``quantization_config`` of a config.json."""
 
-    method: str  # gptq or awq
-    bits: int
-    group_size: int  # -1: all inputs
+    method: str  # gptq, awq, or effops: layers as packed_checkpoint.py stores them
+    bits: int = 0
+    group_size: int = -1  # all inputs
     zero_less_one: bool = False
+    activations: tuple[tuple[str, str], ...] = ()  # of effops: layers that round theirs
 
     @classmethod
     def read(cls, raw: Any, source: str) -> QuantizationConfig:
@@ -26,8 +27,15 @@ class QuantizationConfig:
         method: Any = raw.get("quant_method")
         bits: Any = raw.get("bits")
         group_size: Any = raw.get("group_size")
+        if method == "effops":
+            activations: Any = raw.get("activations", {})
+            if not isinstance(activations, Mapping) or any(a != "int8" for a in activations.values()):
+                raise CheckpointError(source, "quantization_config", f"expected int8 activations, got {activations!r}")
+            return cls(method, activations=tuple(activations.items()))
         if method not in ("gptq", "awq"):
-            raise CheckpointError(source, "quantization_config", f"expected quant_method gptq or awq, got {method!r}")
+            raise CheckpointError(
+                source, "quantization_config", f"expected quant_method gptq, awq or effops, got {method!r}"
+            )
         widths = (4, 8) if method == "gptq" else (4,)
         if bits not in widths:
             raise CheckpointError(source, "quantization_config", f"expected {widths} bits of {method}, got {bits!r}")

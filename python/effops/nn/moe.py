@@ -205,7 +205,7 @@ class MoE(nn.Module):
         if up is None or down is None or up.device.type != "cpu":
             got = "panels" if up is None else f"device {up.device}"
             raise ValueError(f"MoE: pack_: expected weights on the CPU, got {got}")
-        return Panels((up, down), (self.bias_gate_up, self.bias_down), format, self.interleaved, **groups)
+        return Panels.pack((up, down), (self.bias_gate_up, self.bias_down), format, self.interleaved, **groups)
 
     def _losses(self, routing: Routing) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

@@ -22,14 +22,15 @@ class PackedLinear(nn.Module):
     """:class:`effops.nn.Linear` with a quantised weight: x [...,K] · weight [N,K]ᵀ + bias, plus an optional residual.
 
     The weight's tensors are buffers, so that ``state_dict`` and ``load_state_dict`` hold them bit for bit. A gradient
-    reaches x, the bias and the residual through the dequantised weight; the weight has none.
+    reaches x, the bias and the residual through the dequantised weight; the weight has none. ``activation``: as in
+    :func:`effops.ops.packed_linear`, where no gradient is asked for.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None, activation: str | None = None) -> None:
         super().__init__()
-        self.format = weight.format
+        self.format, self.activation = weight.format, activation
         tensors = weight.tensors()
         for name in ("data", "order", "about"):
             self.register_buffer(name, tensors.get(name))
@@ -38,11 +39,18 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Module, format: str = "int4", *, group_size: int | None = None, symmetric: bool = True
+        cls,
+        linear: nn.Module,
+        format: str = "int4",
+        *,
+        group_size: int | None = None,
+        symmetric: bool = True,
+        activation: str | None = None,
     ) -> PackedLinear:
         """Of a layer with ``weight`` [N,K] and ``bias``, as :func:`effops.ops.pack_weight` packs it."""
         own: Any = linear
-        return cls(ops.pack_weight(own.weight, format, group_size=group_size, symmetric=symmetric), own.bias)
+        packed = ops.pack_weight(own.weight, format, group_size=group_size, symmetric=symmetric)
+        return cls(packed, own.bias, activation)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
         kept: Any = self._buffers["data"]
@@ -87,7 +95,9 @@ class PackedLinear(nn.Module):
                 x = functional.silu_mul(x)
             y = F.linear(x, weight.dequantize().to(x.dtype), bias)
             return y if residual is None else y + residual
-        return ops.packed_linear(x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated)
+        return ops.packed_linear(
+            x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated, activation=self.activation
+        )
 
 
 Place = tuple[dict[str, Any], str]  # a module's dictionary, and a name in it
@@ -98,7 +108,7 @@ def places_of(linear: Any) -> list[Place] | None:
     the ops have no such weight."""
     if type(linear) is Linear:
         return [(linear._parameters, "weight"), (linear._parameters, "bias")]
-    if type(linear) is PackedLinear and linear._buffers["order"] is None:
+    if type(linear) is PackedLinear and linear._buffers["order"] is None and linear.activation is None:
         return [(linear._buffers, "data"), (linear._parameters, "bias")]
     return None
 
@@ -120,6 +130,8 @@ def quantize_(
     group_size: int | None = None,
     symmetric: bool = True,
     skip: Sequence[str] = ("*lm_head",),
+    calibration: Tensor | None = None,
+    activation: str | None = None,
 ) -> list[Quantized]:
     """Replaces every linear layer of a model, torch's or this package's, by a :class:`PackedLinear`, and the experts of
     every :class:`MoE` by panels (``MoE.pack_``), in place.
@@ -128,6 +140,10 @@ def quantize_(
         format, group_size, symmetric: as in :func:`effops.ops.pack_weight`. A group size that does not divide a layer's
             inputs is an error that names the layer.
         skip: patterns of names of layers that stay as they are. A weight that two modules share stays in any case.
+        calibration: tokens int64 [N,T] of text like what the model will see. Columns of the weights of decoder layers
+            are then scaled before they are rounded, by the sizes of their inputs, so that the outputs change least
+            (AWQ, arXiv 2306.00978). Layers with experts, and other modules, are rounded as they are.
+        activation: of the linear layers, as in :func:`effops.ops.packed_linear`.
 
     Returns:
         The layers that were replaced.
@@ -140,6 +156,17 @@ def quantize_(
         for parameter in module._parameters.values():
             if parameter is not None:
                 counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    if calibration is not None:
+        from effops.nn.scaling import scale_
+
+        kept = {layer for name, _, _, layer in _linear_layers(model) if any(fnmatchcase(name, s) for s in skip)}
+        options: Any = {"group_size": group_size, "symmetric": symmetric}
+        scale_(
+            model,
+            calibration,
+            lambda w: ops.pack_weight(w, format, **options).dequantize(),
+            lambda layer: layer not in kept and counts[id(layer.weight)] == 1,
+        )
     packed: list[tuple[nn.Module, str, PackedLinear]] = []
     made: dict[nn.Module, PackedLinear] = {}  # a layer in two places stays one
     report = []
@@ -150,7 +177,9 @@ def quantize_(
             packed.append((parent, child, made[linear]))
             continue
         try:
-            new = PackedLinear.from_linear(linear, format, group_size=group_size, symmetric=symmetric)
+            new = PackedLinear.from_linear(
+                linear, format, group_size=group_size, symmetric=symmetric, activation=activation
+            )
         except ValueError as error:
             raise ValueError(f"quantize_: {name}: {error}") from None
         new.train(linear.training)

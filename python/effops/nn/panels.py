@@ -22,25 +22,36 @@ class Panels(nn.Module):
     bias_down: Tensor | None
 
     def __init__(
-        self,
+        self, packed: tuple[PackedExperts, PackedExperts], biases: tuple[Tensor | None, Tensor | None]
+    ) -> None:
+        super().__init__()
+        self._forms = packed
+        for name, own in zip(("gate_up", "down"), packed, strict=True):
+            self.register_buffer(name, own.data)
+            self.register_buffer(f"{name}_scale", own.scale)
+        self.register_buffer("bias_gate_up", biases[0])
+        self.register_buffer("bias_down", biases[1])
+
+    @classmethod
+    def pack(
+        cls,
         weights: tuple[Tensor, Tensor],
         biases: tuple[Tensor | None, Tensor | None],
         format: str | None,
         interleaved: bool,
         **groups: Any,
-    ) -> None:
-        super().__init__()
+    ) -> Panels:
+        """Of plain weights, as :func:`effops.ops.pack_expert_layer` packs them."""
         with torch.no_grad():
             packed = ops.pack_expert_layer(*weights, format, interleaved=interleaved, **groups)
             first, second = (b if b is None else b.detach() for b in biases)
             if first is not None and interleaved:
                 first = torch.cat([first[:, ::2], first[:, 1::2]], 1)
-        self._forms: tuple[PackedExperts, PackedExperts] = packed
-        for name, own in zip(("gate_up", "down"), packed, strict=True):
-            self.register_buffer(name, own.data)
-            self.register_buffer(f"{name}_scale", own.scale)
-        self.register_buffer("bias_gate_up", first)
-        self.register_buffer("bias_down", second)
+        return cls(packed, (first, second))
+
+    @property
+    def quantized(self) -> bool:
+        return self._forms[0].format in BITS
 
     def replace(self, module: nn.Module, names: Iterable[str], saved: bool = True) -> None:
         """``names`` are no longer the module's parameters. ``saved``: ``state_dict`` has quantised panels, bit for bit;
@@ -48,7 +59,7 @@ class Panels(nn.Module):
         for name in names:
             module._parameters[name] = None
         module.register_module("panels", self)
-        if not (saved and self._forms[0].format in BITS):
+        if not (saved and self.quantized):
             module.register_state_dict_pre_hook(_refuse)
 
     @property
@@ -68,7 +79,7 @@ class Panels(nn.Module):
         for name, t in kept.items():
             moved: Any = self._buffers[name]
             if t is not None and not name.startswith("bias") and moved.dtype != t.dtype:
-                if self._forms[0].format not in BITS:
+                if not self.quantized:
                     raise RuntimeError(f"Panels: {name}: expected to stay {t.dtype}, got a cast to {moved.dtype}")
                 self._buffers[name] = t.to(moved.device)
         return self

@@ -23,6 +23,7 @@ def packed_linear(
     norm: Tensor | None = None,
     norm_eps: float = 1e-6,
     gated: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """``f(x) W^T + bias + residual``, the sum rounded once on the streaming path.
 
@@ -39,6 +40,9 @@ def packed_linear(
         bias: ``[N]``; residual: ``[..., N]``, added in the epilogue; x's dtype.
         norm: ``[K]``, x's dtype: ``rms_norm(x, norm, norm_eps)`` comes first.
         gated: ``silu_mul(x)`` comes first; excludes norm.
+        activation: ``"int8"`` beside int8 and int4 weights on the CPU: each group of inputs of a row becomes int8,
+            steps of its largest size / 127 rounded half to even, and numbers multiply as integers. Faster for several
+            rows and where memory is fast, with about 0.5 % of noise in the result. None: as it is.
 
     Returns:
         ``[..., N]``, contiguous, x's dtype. No gradient: raises where one is asked for.
@@ -50,6 +54,8 @@ def packed_linear(
         expected = weight.shape[1] * (2 if gated else 1)
         if x.dim() and x.shape[-1] != expected:
             raise RuntimeError(f"packed_linear: x: expected shape [..., {expected}], got {list(x.shape)}")
+    if activation not in (None, "int8"):
+        raise ValueError(f"packed_linear: activation: expected None or int8, got {activation!r}")
     options: dict[str, Any] = {}  # what is off stays out: an argument costs 0.2 µs
     if residual is not None:
         options["residual"] = residual
@@ -57,6 +63,8 @@ def packed_linear(
         options["norm"], options["norm_eps"] = norm, norm_eps
     if gated:
         options["gated"] = True
+    if activation is not None:
+        options["int8_activation"] = True
     w = weight.data if isinstance(weight, PackedWeight) else weight
     if dispatches(x, w, bias, residual, norm):
         out: Tensor = _packed_linear(x, w, bias, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from effops.ops.packed_weight import BITS, PackedWeight, pack_weight
+from effops.ops.packed_weight import BITS, PACKED_DTYPES, PackedWeight, groups_of, pack_weight
 
 _FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _PANEL = 32  # output features side by side, of a gate and its up values sixteen each
@@ -28,6 +28,23 @@ class PackedExperts:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.panels_of or (self.data.shape[0], self.data.shape[1], self.data.shape[2])
+
+    @classmethod
+    def of_data(
+        cls, data: Tensor, scale: Tensor | None, shape: tuple[int, int, int], gated: bool
+    ) -> PackedExperts | None:
+        """Quantised panels of a weight of this shape; None where they cannot be that."""
+        experts, features, inputs = shape
+        runs = 2 if gated else 1
+        tiles = -(-features // runs // (_PANEL // runs)) if features else 0
+        if scale is not None:
+            steps = (experts, tiles, -(-inputs // 2), 2 * _PANEL)
+            right = data.dtype == torch.int8 and data.shape == steps and scale.shape == (experts, features)
+            return cls("int8", data, scale, shape, gated) if right and scale.dtype == torch.float32 else None
+        format = next((name for name, dtype in PACKED_DTYPES.items() if dtype == data.dtype), None)
+        if format is None or data.dim() != 3 or data.shape[:2] != (experts, tiles * _PANEL):
+            return None
+        return None if groups_of(inputs, data.shape[2], BITS[format]) < 0 else cls(format, data, None, shape, gated)
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 BITS = {"int8": 8, "int4": 4, "fp8_e4m3": 8}
-_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn}
+PACKED_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8_e4m3": torch.float8_e4m3fn}
 _RANGES = {"int8": (-128, 127), "int4": (0, 15)}
 _LARGEST_FP8 = 448
 _PANEL = 32  # output features side by side
@@ -42,7 +42,7 @@ class PackedWeight:
         """Inputs that share a step; None in a floating format."""
         if self.quantized_shape is None:
             return None
-        return self.shape[1] // max(1, _groups(self.shape[1], self.data.shape[1], self.bits))
+        return self.shape[1] // max(1, groups_of(self.shape[1], self.data.shape[1], self.bits))
 
     @property
     def nbytes(self) -> int:
@@ -51,7 +51,7 @@ class PackedWeight:
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of a quantised weight, in the order of its places: numbers [N, K], scales and zeros [N, groups], float32."""
         n, k = self.shape
-        groups = _groups(k, self.data.shape[1], self.bits)
+        groups = groups_of(k, self.data.shape[1], self.bits)
         if groups == 0:
             return torch.zeros(n, k), torch.zeros(n, 0), torch.zeros(n, 0)
         words = _rows(self.data.view(torch.int32), back=True).unflatten(1, (groups, -1))
@@ -98,7 +98,7 @@ class PackedWeight:
         if about.dtype != torch.int64 or about.shape != (3,):
             raise ValueError(f"PackedWeight: {prefix}about: expected int64 [3], got {about.dtype} {list(about.shape)}")
         n, k, group = about.tolist()
-        format = next((name for name, dtype in {**FLOATS, **_DTYPES}.items() if dtype == data.dtype), None)
+        format = next((name for name, dtype in {**FLOATS, **PACKED_DTYPES}.items() if dtype == data.dtype), None)
         if format is None or data.dim() != 2 or data.shape[0] != n or (format in FLOATS and data.shape[1] != k):
             raise ValueError(
                 f"PackedWeight: {prefix}data: expected [{n}, {k}] in a floating format or [{n}, row bytes], "
@@ -106,7 +106,7 @@ class PackedWeight:
             )
         if format in FLOATS:
             return cls(format, data)
-        groups = _groups(k, data.shape[1], BITS[format])
+        groups = groups_of(k, data.shape[1], BITS[format])
         if groups < 0 or groups * group != k:
             raise ValueError(
                 f"PackedWeight: {prefix}data: expected rows of {k} inputs in {format}, padded to {_PADDED}, and 4 "
@@ -198,7 +198,7 @@ def from_numbers(
         )
     steps = ((scales.float().contiguous().view(torch.int32) + 128) & ~255) | stored_zeros.to(torch.int32)
     words = torch.cat([_words(fields.to(torch.int64), bits), steps[..., None]], 2).flatten(1)
-    return PackedWeight(format, _rows(words, back=False).view(_DTYPES[format]), (n, groups * group), order)
+    return PackedWeight(format, _rows(words, back=False).view(PACKED_DTYPES[format]), (n, groups * group), order)
 
 
 def _quantize(w: Tensor, format: str, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -225,7 +225,7 @@ def _steps(scales: Tensor) -> tuple[Tensor, Tensor]:
     return stored, torch.where(stored > 0, stored, 1.0)
 
 
-def _groups(inputs: int, row_bytes: int, bits: int) -> int:
+def groups_of(inputs: int, row_bytes: int, bits: int) -> int:
     """Groups of inputs in a row; -1 where no number of them has so many bytes."""
     steps = row_bytes - (inputs + _PADDED - 1) // _PADDED * _PADDED * bits // 8
     groups = steps // 4

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from effops.reference.attention import _per_sequence, attention, merge_states
 from effops.reference.cache import _row_slices, _unpaged, pack_mask, selected_keys, tree_attention, tree_mask
-from effops.reference.layer import packed_linear, rms_norm, rotary, silu_mul
+from effops.reference.layer import int8_rows, packed_linear, rms_norm, rotary, silu_mul
 
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 FLUSH = 2.0**-126
@@ -317,13 +317,15 @@ def packed_linear_bound(
     norm: Tensor | None = None,
     norm_eps: float = 1e-6,
     gated: bool = False,
+    activation: str | None = None,
 ) -> Interval:
     """``packed_linear``: sums of K products and two addends (g(K + 3)); the result is rounded (u). On torch's GEMM
     path, which more than 16 rows take, so may be the product before its bias and their sum before the residual.
     The error of ``norm`` or ``gated``, rounded to the dtype, passes through the absolute weights.
 
     A quantised weight's numbers and zero, int8's plus 128, are summed apart, a step and a difference a group:
-    K + 2 groups + 6 roundings of |scale| (|number| + |zero|)."""
+    K + 2 groups + 6 roundings of |scale| (|number| + |zero|). With ``activation`` "int8", which takes no f before,
+    products of numbers are exact: the same bound holds, of rows of int8."""
     u, w, features = ROUNDOFF[x.dtype], _compute_roundoff(x.dtype), weight.shape[-1]
     quantized = getattr(weight, "quantized_shape", None) is not None
     before = Interval(x.detach().to(torch.float64), x.new_zeros((), dtype=torch.float64))
@@ -331,6 +333,8 @@ def packed_linear_bound(
         before = rms_norm_bound(x, norm, norm_eps)
     if gated:
         before = silu_mul_bound(x)
+    if activation is not None:
+        before = Interval(int8_rows(x.detach(), weight.group_size), before.error)
     x64, b64, r64 = before.value, _wide(bias), _wide(residual)
     w64, sizes, roundings = _quantized_sizes(weight) if quantized else _plain_sizes(weight)
     product = packed_linear(x64, w64)

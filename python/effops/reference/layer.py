@@ -67,22 +67,36 @@ def packed_linear(
     norm: Tensor | None = None,
     norm_eps: float = 1e-6,
     gated: bool = False,
+    activation: str | None = None,
 ) -> Tensor:
     """f(x) [...,K] · weight [N,K]ᵀ + bias [N] + residual [...,N]. ``weight`` may also offer ``dequantize()``.
 
-    f is ``rms_norm(x, norm, norm_eps)``, ``silu_mul(x)`` where ``gated``, or nothing.
+    f is ``rms_norm(x, norm, norm_eps)``, ``silu_mul(x)`` where ``gated``, or nothing. ``activation`` "int8": f(x)
+    becomes ``int8_rows(f(x), weight.group_size)``.
     """
     if norm is not None:
         x = rms_norm(x, norm, norm_eps)
     if gated:
         x = silu_mul(x)
     matrix = weight if isinstance(weight, Tensor) else weight.dequantize()
-    y = _widen(x) @ matrix.to(_widen(x).dtype).mT
+    rows = x if activation is None else int8_rows(x, weight.group_size)  # type: ignore[attr-defined]
+    y = _widen(rows) @ matrix.to(_widen(rows).dtype).mT
     if bias is not None:
         y = y + bias
     if residual is not None:
         y = y + residual
     return y.to(x.dtype)
+
+
+def int8_rows(x: Tensor, group_size: int) -> Tensor:
+    """Each ``group_size`` values of the last dimension as -127 to 127 steps of their largest size over 127, a float32,
+    rounded half to even; float64."""
+    if x.numel() == 0:
+        return x.double()
+    groups = x.float().unflatten(-1, (-1, group_size))
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    numbers = (groups / torch.where(step > 0, step, 1.0)).round().clamp(-127, 127)
+    return (numbers.double() * step.double()).flatten(-2)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, weight_offset: float = 0.0) -> Tensor:
