@@ -292,8 +292,8 @@ MUTANTS = (
     Mutant(
         "packed-group-sum-with-the-next",
         PACKED,
-        "sums[g * MR + m] = sum;",
-        "sums[g * MR + m] = g == 0 ? sum : sums[m];",
+        "sums[g * MR + m] = reduce_add(sum);",
+        "sums[g * MR + m] = g == 0 ? reduce_add(sum) : sums[m];",
         "a zero beside several groups",
     ),
     Mutant(
@@ -323,6 +323,20 @@ MUTANTS = (
         "if (left >= 7 || even_) {",
         "if (left >= 7) {",
         "batch_invariant and weights in few bits",
+    ),
+    Mutant(
+        "int8-activation-of-the-first-group-s-step",
+        "csrc/cpu/gemv/packed_int8.h",
+        "steps_[(first * w_->groups()) + g * MR + m] = step;",
+        "steps_[(first * w_->groups()) + g * MR + m] = g == 0 ? step : steps_[first * w_->groups() + m];",
+        "activations in int8, two groups whose largest values differ",
+    ),
+    Mutant(
+        "int8-activation-without-its-zero",
+        "csrc/cpu/gemv/packed_int8.h",
+        "acc[m][j] - (word & kPackedZero) * Words::set1(sums[m])",
+        "acc[m][j]",
+        "activations in int8",
     ),
     Mutant(
         "packed-row-bytes-of-other-groups",

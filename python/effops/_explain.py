@@ -28,8 +28,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         op: an op of :mod:`effops.ops`.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
-            ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``, and of
-            weights in few bits, ``bits, group``;
+            ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``,
+            and of weights in few bits ``bits, group``;
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each

@@ -15,6 +15,7 @@ struct PackedCase {
   int64_t rows, groups, group, out;
   PackedFormat format;
   bool zeros;
+  bool int8_activation = false;
 };
 
 // Numbers and zeros as small integers; float8 has no zeros.
@@ -79,14 +80,24 @@ void check_packed(const PackedCase& c, DType dtype) {
     for (int64_t i = 0; i < w.row_words(); ++i) data[panel * w.row_words() + i * width + n - panel] = row[i];
   }
   w.data = reinterpret_cast<const char*>(data.data());
+  p.int8_activation = c.int8_activation;
   kernels_under_test().packed_linear(p, std_threads(3));
   for (int64_t r = 0; r < c.rows; ++r)
     for (int64_t n = 0; n < c.out; ++n) {
-      double want = bias.get(0, 0, 0, n) + residual.get(0, 0, r, n);
-      for (int64_t g = 0; g < c.groups; ++g)
-        for (int64_t i = 0; i < c.group; ++i)
-          want += x.get(0, 0, r, g * c.group + i) * (number(n, i) - zero(c, n, g)) * step(n, g);
-      const double got = y.get(0, 0, r, n), limit = dtype == DType::f32 ? 0 : std::abs(want) * roundoff(dtype);
+      double want = bias.get(0, 0, 0, n) + residual.get(0, 0, r, n), off = 0;
+      for (int64_t g = 0; g < c.groups; ++g) {
+        double largest = 0, sizes = 0;
+        for (int64_t i = 0; i < c.group; ++i) {
+          const double value = x.get(0, 0, r, g * c.group + i), w = (number(n, i) - zero(c, n, g)) * step(n, g);
+          want += value * w;
+          largest = std::max(largest, std::abs(value));
+          sizes += std::abs(w);
+        }
+        if (c.int8_activation) off += 1.001 * largest / 254 * sizes + 1e-4;
+      }
+      const double got = y.get(0, 0, r, n),
+                   rounded = dtype == DType::f32 ? 0 : (std::abs(want) + off) * roundoff(dtype);
+      const double limit = off + rounded;
       CHECK(near(got, want, limit), "y[", r, ",", n, "] ", got, " for ", want, " ", name_of(dtype), " rows ", c.rows,
             " groups ", c.groups, " of ", c.group, " out ", c.out, " format ", static_cast<int>(c.format), " zeros ",
             c.zeros);
@@ -97,7 +108,7 @@ void check_packed(int64_t rows, int64_t groups, int64_t group, int64_t out) {
   for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     for (bool zeros : {false, true})
       for (PackedFormat format : {PackedFormat::int4, PackedFormat::int8})
-        check_packed({rows, groups, group, out, format, zeros}, dtype);
+        for (bool int8 : {false, true}) check_packed({rows, groups, group, out, format, zeros, int8}, dtype);
     check_packed({rows, groups, group, out, PackedFormat::fp8_e4m3, false}, dtype);
   }
 }

@@ -192,18 +192,28 @@ class PackedRows : public RowGroups {
   void place_row(const T* from, int64_t first, int m) const {
     float *const x = x_ + first * w_->padded_in(), *const sums = sums_ + first * w_->groups();
     const int64_t padded = w_->padded_group(), group = w_->group;
-    float smaller[kPackedSteps];
+    float smaller[Vec::width];
     with_steps(w_->format, [&](auto steps) {
-      for (int k = 0; k < kPackedSteps; ++k) smaller[k] = steps.smaller(k);
+      for (int k = 0; k < Vec::width; ++k) smaller[k] = steps.smaller(k);
     });
     for (int64_t g = 0; g < w_->groups(); ++g) {
-      float sum = 0;
-      for (int64_t k = 0; k < padded; ++k) {
-        const float value = k < group ? static_cast<float>(to_float(from[g * group + k])) : 0.0f;
-        sum += value;
-        x[(g * padded + k) * MR + m] = value * smaller[k % kPackedSteps];
+      Vec sum = Vec::zero();
+      for (int64_t k = 0; k < padded; k += Vec::width) {
+        const int some = static_cast<int>(std::clamp<int64_t>(group - k, 0, Vec::width));
+        const Vec value = load_some<Vec>(from + g * group + k, some);
+        const int places = static_cast<int>(std::min<int64_t>(Vec::width, padded - k));
+        float* const to = x + (g * padded + k) * MR + m;
+        const Vec scaled = value * Vec::load(smaller);
+        sum = sum + value;
+        if constexpr (MR == 1) {
+          store_n(scaled, to, places);
+        } else {
+          float each[Vec::width];
+          scaled.store(each);
+          for (int i = 0; i < places; ++i) to[i * MR] = each[i];
+        }
       }
-      sums[g * MR + m] = sum;
+      sums[g * MR + m] = reduce_add(sum);
     }
   }
 

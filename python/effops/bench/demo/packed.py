@@ -17,6 +17,7 @@ from effops.decoding import generate
 from effops.models import Llama, Mixtral, Tokenizer, load_model
 from effops.models.shipped import heldout_files, model_dir, moe_dir
 from effops.nn import quantize_
+from effops.systems.texts import training_like
 
 PLAIN = "float32"
 # Formats of weights, activations float32: what quantize_ is told; None: how the parameters come.
@@ -27,9 +28,12 @@ FORMATS: dict[str, dict[str, Any] | None] = {
     "int4": {"format": "int4"},
     "int4, groups of 32": {"format": "int4", "group_size": 32},
     "int4, groups of 32, zeros": {"format": "int4", "group_size": 32, "symmetric": False},
+    "int4, scaled": {"format": "int4", "calibration": True},
+    "int4, groups of 32, zeros, scaled": {"format": "int4", "group_size": 32, "symmetric": False, "calibration": True},
 }
 MODELS: dict[str, Callable[[], Path]] = {"code-7m": model_dir, "code-moe-8m": moe_dir}
 PROMPTS = 4
+CALIBRATION = 8  # files of the standard library, none of them held out
 FILES, TOKENS = 16, 768  # of each held-out file that has so many
 LIMITS = {"int8": 0.01, "fp8_e4m3": 0.05, "int4": 0.25}  # nats above float32 that would be a fault
 
@@ -60,12 +64,17 @@ def measure(
 ) -> Iterable[PackedRow]:  # fmt: skip
     """A row for each model and format."""
     texts = _texts(tokenizer, 2 if quick else FILES, 64 if quick else TOKENS)
+    others = training_like(tokenizer, 2 if quick else CALIBRATION, 64 if quick else TOKENS)
     for name, directory in MODELS.items():
         base: Tensor | None = None
         plain_bytes = 0
         for format, options in FORMATS.items():
             progress(f"weights in few bits, {name}: {format}")
             model = load_model(directory(), dtype=torch.float32)
+            if options is not None and options.get("calibration"):
+                if isinstance(model, Mixtral):
+                    continue  # layers with experts are not scaled
+                options = options | {"calibration": others}
             if options is None:
                 plain_bytes = sum(
                     r.nbytes_before for r in quantize_(load_model(directory(), dtype=torch.float32), "int8")
