@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         import matplotlib  # noqa: F401  (asked for before minutes are spent, not after)
         import rich  # noqa: F401
     except ImportError:
-        raise ImportError("effops[bench] is needed: pip install 'effops[bench]'") from None
+        raise ImportError("effops[demo] is needed: pip install 'effops[demo]'") from None
     from effops.systems.runner import run as run_systems
 
     return run_systems(entries, arguments)
