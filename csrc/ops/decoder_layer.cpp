@@ -17,7 +17,7 @@ struct Weight {
   Weight(const char* op, const char* name, const Tensor& t) : tensor(t), arg(op, name, tensor) {}
   Tensor tensor;
   Arg arg;
-  PackedMatrix packed;  // a matrix in few bits, once it was checked
+  std::optional<PackedMatrix> packed;  // a matrix in few bits, once it was checked
 };
 using OptionalWeight = std::optional<Weight>;
 
@@ -255,12 +255,12 @@ class Pass {
     with_team(torch_threads(), [&](const Parallel& parallel) {
       auto linear = [&](const char* x, const Weight& weight, const OptionalWeight& bias, const char* residual,
                         const Weight* norm, bool gated, char* y) {
-        const PackedMatrix& packed = weight.packed;
+        const std::optional<PackedMatrix>& packed = weight.packed;
         LinearProblem l;
         l.dtype = p.dtype;
         l.rows = rows;
         l.out = l.residual_row = l.y_row = weight.arg.size(0);
-        l.in = packed.data != nullptr ? packed.in : weight.arg.size(1);
+        l.in = packed ? packed->in : weight.arg.size(1);
         l.x = x;
         l.x_row = gated ? 2 * l.in : l.in;
         l.bias = bias ? bias->arg.data() : nullptr;
@@ -269,7 +269,7 @@ class Pass {
         l.norm_eps = norm_eps;
         l.gated = gated;
         l.y = y;
-        if (packed.data != nullptr) return cpu::kernels().packed_linear({l, packed, false}, parallel);
+        if (packed) return cpu::kernels().packed_linear({l, *packed, false}, parallel);
         l.weight = weight.arg.data();
         l.weight_row = weight.arg.stride(0);
         cpu::kernels().linear(l, parallel);

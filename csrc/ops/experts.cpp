@@ -67,7 +67,7 @@ PackedMatrix take_packed(const GroupedProblem& p, const Arg& w, const Arg& x) {
   const int64_t features = p.gated ? p.out / 2 : p.out, each = p.gated ? kPanel / 2 : kPanel;
   check_shape(w, {{"E", p.groups}, {"rows of tiles", (features + each - 1) / each * kPanel}, {"row bytes", -1}});
   const Arg first = at_first(w);
-  EFFOPS_CHECK(w.size(0) <= 1 || w.stride(0) == w.size(1) * w.size(2), kOp, ": ", w.name,
+  EFFOPS_CHECK(w.size(0) <= 1 || w.numel() == 0 || w.stride(0) == w.size(1) * w.size(2), kOp, ": ", w.name,
                ": expected contiguous memory, got strides");
   return packed_matrix(first, p.in, x);
 }

@@ -41,18 +41,18 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   // Plain weights are torch's on a GPU, and this processor's where device kernels serve its tensors.
   const bool gemm = !packed && (a.device_type != aoti_torch_device_type_cpu() || !streams_linear(p.dtype, p.rows));
   const PackedMatrix matrix = packed ? packed_matrix(w, p.in, a) : PackedMatrix();
-  if (backend.device() != nullptr || gemm) {
-    if (gated) x = silu_mul(x);
-    if (norm && p.in > 0) x = rms_norm(x, *norm, norm_eps, 0);
-    if (gemm) return torch_linear(backend, x, weight, bias, p);
-    call.replace_x(x);
-  }
   EFFOPS_CHECK(!int8_activation || (packed && matrix.format != PackedFormat::fp8_e4m3), op,
                ": int8_activation: expected False but beside int8 and int4 weights, got True");
   EFFOPS_CHECK(!int8_activation || backend.device() == nullptr, op,
                ": int8_activation: expected False on devices, got True");
   EFFOPS_CHECK(!int8_activation || matrix.group <= kInt8Group, op, ": weight: expected groups of at most ", kInt8Group,
                " inputs beside int8_activation, got ", matrix.group);
+  if (backend.device() != nullptr || gemm) {
+    if (gated) x = silu_mul(x);
+    if (norm && p.in > 0) x = rms_norm(x, *norm, norm_eps, 0);
+    if (gemm) return torch_linear(backend, x, weight, bias, p);
+    call.replace_x(x);
+  }
   if (packed) {
     Tensor y = call.result();
     backend.run(&cpu::Kernels::packed_linear, &DeviceLibrary::packed_linear,

@@ -35,6 +35,10 @@ PackedMatrix packed_matrix(const Arg& weight, int64_t in, const Arg& like) {
   m.in = in;
   m.group = groups == 0 ? 0 : in / groups;
   m.data = weight.data();
+  EFFOPS_CHECK(
+      weight.device_type == aoti_torch_device_type_cpu() || reinterpret_cast<uintptr_t>(m.data) % kPackedWord == 0,
+      weight.op, ": ", weight.name, ": expected memory aligned to ", kPackedWord, " bytes on devices, got ",
+      reinterpret_cast<uintptr_t>(m.data) % kPackedWord, " more");
   return m;
 }
 

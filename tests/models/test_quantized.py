@@ -226,6 +226,39 @@ def test_flaws_in_saved_ones_are_named(tmp_path):
             type(model).from_pretrained(tmp_path)
 
 
+def test_other_flaws_in_saved_ones(tmp_path):
+    model = dense_model()
+    effops.quantize_(model, "int8", activation="int8")
+    model.save_pretrained(tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    tensors, own = load_file(file), "packed.layers.0.mlp.down_proj"
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name, says in {
+        "packed.data": "expected", f"{own}.junk": "expected one of data, order", "packed.embed_tokens.data": "Embedding",
+        "packed.layers.0.mlp.data": "expected a linear layer of the model, got MLP",
+    }.items():  # fmt: skip
+        save_file(tensors | {name: tensors[f"{own}.data"].clone()}, file)
+        with pytest.raises(CheckpointError, match=says):
+            Llama.from_pretrained(tmp_path)
+    save_file(tensors, file)
+    for activations, says in (
+        ({"layers.9.x": "int8"}, "expected packed layers"),
+        ({"lm_head": "int4"}, "expected int8"),
+    ):
+        raw = config | {"quantization_config": {"quant_method": "effops", "activations": activations}}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        with pytest.raises(CheckpointError, match=says):
+            Llama.from_pretrained(tmp_path)
+
+
+def test_packed_layers_go_where_the_model_is(tmp_path):
+    model = dense_model()
+    effops.quantize_(model, "int4", group_size=8)
+    model.save_pretrained(tmp_path)
+    there = Llama.from_pretrained(tmp_path, device="meta")
+    assert {t.device.type for t in there.state_dict().values()} == {"meta"}
+
+
 def test_flawed_models_are_named(tmp_path):
     sizes = {
         "model_type": "llama", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,

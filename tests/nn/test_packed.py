@@ -131,6 +131,113 @@ def test_scaling_alone_changes_nothing():
     assert not scale_(model, tokens, rounded, lambda layer: False)
 
 
+@pytest.mark.parametrize("what", ("qkv weight", "gate_up weight", "norm", "qkv", "mlp"))
+def test_what_is_shared_is_not_scaled(what):
+    from effops.nn.scaling import scale_
+
+    tokens = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(0))
+    model = with_outliers()
+    first, second = model.layers
+    if what == "qkv weight":
+        second.self_attn.qkv_proj.weight = first.self_attn.qkv_proj.weight
+    elif what == "gate_up weight":
+        second.mlp.gate_up_proj.weight = first.mlp.gate_up_proj.weight
+    elif what == "norm":
+        second.input_layernorm = first.input_layernorm
+    elif what == "qkv":
+        second.self_attn.qkv_proj = first.self_attn.qkv_proj
+    else:
+        second.mlp = first.mlp
+    exact = model(tokens).detach()
+    rounded = lambda w: ops.pack_weight(w, "int4", group_size=8).dequantize()  # noqa: E731
+    assert 0 < scale_(model, tokens, rounded, lambda layer: True) < 8
+    torch.testing.assert_close(model(tokens).detach(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_are_of_all_positions():
+    from effops.nn.scaling import _Recorder
+
+    recorder = _Recorder(Linear(1, 1), 17)
+    with torch.no_grad():
+        recorder.inner.weight.zero_()
+        for _ in range(300):
+            recorder(torch.arange(16.0)[None, :, None])
+    rows = torch.cat(recorder.rows).flatten()
+    assert len(rows) == -(-300 * 16 // 17) and len(set(rows.tolist())) == 16
+    assert recorder.sizes.item() == 300 * 120
+
+
+def test_states_of_other_formats_are_refused():
+    def refused(into: nn.Module, state: dict, says: str) -> None:
+        with pytest.raises(RuntimeError, match=says):
+            into.load_state_dict(state)
+
+    def linear(format: str, inputs: int = 16, **options) -> PackedLinear:
+        return PackedLinear.from_linear(nn.Linear(inputs, 4, bias=False), format, **options)
+
+    refused(linear("fp8_e4m3"), linear("int8").state_dict(), "PackedLinear: data: expected torch.float8_e4m3fn, got")
+    refused(linear("int8", 8), linear("int8", 7).state_dict(), "PackedLinear: about: expected .4, 8, 8., got .4, 7, 7.")
+    state = linear("int4", 32).state_dict()
+    other = linear("int4", 32)
+    other.load_state_dict(state)
+    assert torch.equal(
+        other.weight.dequantize(), PackedLinear(ops.PackedWeight.from_tensors(state)).weight.dequantize()
+    )
+    experts = [MoE(16, 24, 4, 2) for _ in range(2)]
+    for moe, format in zip(experts, ("int8", "fp8_e4m3"), strict=True):
+        for p in moe.parameters():
+            nn.init.normal_(p)
+        moe.pack_(format, group_size=8)
+    refused(experts[1], experts[0].state_dict(), "Panels: panels.gate_up: expected torch.float8_e4m3fn, got torch.int8")
+
+
+def test_frozen_biases_stay_frozen():
+    layer = nn.Linear(16, 4).requires_grad_(False)
+    packed = PackedLinear.from_linear(layer, "int8")
+    assert not packed.bias.requires_grad and PackedLinear.from_linear(nn.Linear(16, 4), "int8").bias.requires_grad
+    x = normal(2, 16)
+    assert same_bits(packed(x), ops.packed_linear(x, packed.weight, packed.bias))
+
+
+def test_bad_activations_are_refused():
+    for format, activation in (("int8", "int3"), ("fp8_e4m3", "int8")):
+        model = nn.Sequential(nn.Linear(16, 4))
+        with pytest.raises(ValueError, match="PackedLinear: activation: expected None, or int8 beside int8 and int4"):
+            effops.quantize_(model, format, activation=activation)
+        assert type(model[0]) is nn.Linear
+    model = with_outliers()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"quantize_: layers\.0\..+: pack_weight: group_size"):
+        effops.quantize_(model, "int4", group_size=48, calibration=torch.zeros(1, 4, dtype=torch.int64))
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_pinned_activation_is_noticed():
+    tokens = torch.randint(0, 50, (1, 6), generator=torch.Generator().manual_seed(0))
+
+    def step(model: Llama) -> torch.Tensor:
+        with torch.no_grad():
+            return model(tokens, model.new_cache(1, 6))
+
+    models = [Llama.random(config(), seed=1, std=0.2) for _ in range(2)]
+    for model, activation in zip(models, (None, "int8"), strict=True):
+        effops.quantize_(model, "int8", activation=activation)
+    plain = step(models[0])
+    for module in models[0].modules():
+        if isinstance(module, PackedLinear):
+            module.activation = "int8"
+    assert same_bits(step(models[0]), step(models[1])) and not torch.equal(step(models[0]), plain)
+
+
+def test_export_and_cold_compile():
+    torch._dynamo.reset()
+    model = nn.Sequential(PackedLinear.from_linear(nn.Linear(16, 8), "int4")).eval()
+    x = normal(3, 16)
+    with torch.no_grad():
+        assert same_bits(torch.compile(model, fullgraph=True)(x), model(x))
+        assert same_bits(torch.export.export(model, (x,)).module()(x), model(x))
+
+
 def test_activation_in_int8():
     model = Llama.random(config(), seed=1, std=0.2)
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -118,6 +118,8 @@ def test_bad_calls_are_refused():
     ]:  # fmt: skip
         with pytest.raises(RuntimeError, match=r"fused_experts: \w+: expected .+, got"):
             op(**call | {name: bad})
+    with pytest.raises(RuntimeError, match=r"fused_experts: x: expected \[N, 48\]"):  # as wide in memory
+        ops.fused_experts(normal(5, 41), *form, rest["weights"], rest["ids"])
     with pytest.raises(ValueError, match="pack_experts: group_size: expected a multiple of 8 that divides K = 48"):
         ops.pack_experts(layer["w_gate_up"], "int4", gated=True, group_size=32)
     with pytest.raises(ValueError, match="pack_experts: group_size: expected none beside bf16"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from backend import cpu_only
+from backend import NAME, cpu_only
 from effops import ops, reference
 from effops.reference.bounds import packed_linear_bound
 from hypothesis import given
@@ -184,6 +185,8 @@ def test_bad_weights_are_refused():
         ops.pack_weight(w, "int3")
     with pytest.raises(ValueError, match="pack_weight: symmetric: expected True beside fp8_e4m3"):
         ops.pack_weight(w, "fp8_e4m3", symmetric=False)
+    with pytest.raises(ValueError, match="from_numbers: zeros: expected values from 0 to 127 for int4"):
+        ops.packed_weight.from_numbers(torch.zeros(2, 1, 8), torch.ones(2, 1), torch.full((2, 1), 128.0), "int4")
     with pytest.raises(ValueError, match="from_numbers: zeros: expected values from -128 to 127 for int8"):
         ops.packed_weight.from_numbers(torch.zeros(2, 1, 8), torch.ones(2, 1), torch.full((2, 1), 128.0), "int8")
     for bad in (torch.nan, torch.inf):
@@ -194,12 +197,17 @@ def test_bad_weights_are_refused():
 
 def test_not_numbers():
     """A row with a NaN or an infinity is that one's alone."""
-    packed = ops.pack_weight(normal(33, 48), "int4", group_size=16)
+    for format, activation in (("int4", None), ("int8", None), ("fp8_e4m3", None), ("int4", "int8"), ("int8", "int8")):
+        if activation is None or NAME == "cpu":
+            check_not_numbers(ops.pack_weight(normal(33, 48), format, group_size=16), activation)
+
+
+def check_not_numbers(packed: ops.PackedWeight, activation: str | None) -> None:
     x = normal(3, 48)
-    plain = ops.packed_linear(x, packed)
+    plain = ops.packed_linear(x, packed, activation=activation)
     for bad in (torch.nan, torch.inf):
         x[1, 5] = bad
-        got = ops.packed_linear(x, packed)
+        got = ops.packed_linear(x, packed, activation=activation)
         assert not got[1].isfinite().any() and same_bits(got[0], plain[0]) and same_bits(got[2], plain[2])
 
 
@@ -259,11 +267,10 @@ def test_norm_and_gate_before_int8():
         assert same_bits(got, ops.packed_linear(ops.rms_norm(x, norm, 1e-6), packed, activation="int8"))
         got = ops.packed_linear(gated, packed, gated=True, activation="int8")
         assert same_bits(got, ops.packed_linear(ops.silu_mul(gated), packed, activation="int8"))
-    for weight in (ops.pack_weight(normal(5, 24), "fp8_e4m3"), normal(5, 24)):
-        with pytest.raises(
-            RuntimeError, match="packed_linear: int8_activation: expected False but beside int8 and int4"
-        ):
-            ops.packed_linear(normal(2, 24), weight, activation="int8")
+    says = "packed_linear: int8_activation: expected False but beside int8 and int4"
+    for rows, weight in ((2, ops.pack_weight(normal(5, 24), "fp8_e4m3")), (2, normal(5, 24)), (64, normal(5, 24))):
+        with pytest.raises(RuntimeError, match=says):
+            ops.packed_linear(normal(rows, 24), weight, activation="int8")
     with pytest.raises(ValueError, match="packed_linear: activation: expected None or int8, got 'int4'"):
         ops.packed_linear(normal(2, 24), packed, activation="int4")
 
@@ -292,8 +299,10 @@ def test_opcheck(format, rows):
 )  # fmt: skip
 def test_bad_calls_are_refused(changed, argument):
     call = {"x": normal(3, 16), "weight": packed_rows()}
-    with pytest.raises(RuntimeError, match=r"packed_linear: x: expected shape \[\.\.\., 16\], got \[3, 24\]"):
-        ops.packed_linear(normal(3, 24), ops.pack_weight(normal(5, 16), "int4"))
+    weight = ops.pack_weight(normal(5, 16), "int4")
+    for order in (None, torch.arange(16).flip(0)):
+        with pytest.raises(RuntimeError, match=r"packed_linear: x: expected shape \[\.\.\., 16\], got \[3, 24\]"):
+            ops.packed_linear(normal(3, 24), replace(weight, order=order))
     torch.ops.effops.packed_linear(**call)
     with pytest.raises((RuntimeError, NotImplementedError), match=f"packed_linear: {argument}: expected"):
         torch.ops.effops.packed_linear(**(call | changed))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "cpu/gemv/packed.h"
 
@@ -103,12 +104,19 @@ class Int8Rows : public RowGroups {
     int32_t* x = x_ + first * words(*w_) + m;
     for (int64_t g = 0; g < w_->groups(); ++g, from += group) {
       float largest = 0;
-      for (int64_t k = 0; k < group; ++k) largest = std::max(largest, std::abs(static_cast<float>(to_float(from[k]))));
-      const float step = largest / 127, divisor = step > 0 ? step : 1;
+      bool finite = true;
+      for (int64_t k = 0; k < group; ++k) {
+        const float size = std::abs(static_cast<float>(to_float(from[k])));
+        finite = finite && std::isfinite(size);
+        largest = std::max(largest, size);
+      }
+      // A group that is not finite makes its row NaN, by a step that is none; its numbers stay out of integers.
+      const float step = finite ? largest / 127 : std::numeric_limits<float>::quiet_NaN();
+      const float divisor = step > 0 ? step : 1;
       int32_t sum = 0;
       for (int64_t at = 0; at < w_->padded_group(); at += kPackedSteps) {
         int32_t numbers[kPackedSteps] = {};
-        for (int64_t k = 0; k < std::min<int64_t>(kPackedSteps, group - at); ++k) {
+        for (int64_t k = 0; finite && k < std::min<int64_t>(kPackedSteps, group - at); ++k) {
           const float value = static_cast<float>(to_float(from[at + k])) / divisor;
           numbers[k] = static_cast<int32_t>(std::nearbyint(std::clamp(value, -127.0f, 127.0f)));
           sum += numbers[k];

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from effops.models.checkpoint import TensorFiles
 from effops.models.errors import CheckpointError
-from effops.nn import MoE, PackedLinear
+from effops.nn import Linear, MoE, PackedLinear
 from effops.nn.panels import Panels
 from effops.ops.packed_experts import PackedExperts
 from effops.ops.packed_weight import PackedWeight
 
 _PREFIX = "packed."
 _PANELS = ("gate_up", "down")
+_TENSORS = ("data", "order", "about", *_PANELS, "gate_up_scale", "down_scale", "bias_gate_up", "bias_down")
 
 
 def packed_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -48,7 +49,9 @@ def place_packed(model: nn.Module, files: TensorFiles, activations: dict[str, st
     layers: dict[str, dict[str, Tensor]] = {}
     used = {name for name in files.names() if name.startswith(_PREFIX)}
     for name in used:
-        layer, own = name.removeprefix(_PREFIX).rsplit(".", 1)
+        layer, _, own = name.removeprefix(_PREFIX).rpartition(".")
+        if own not in _TENSORS:
+            raise CheckpointError(str(files.source), name, f"expected one of {', '.join(_TENSORS)} of a layer")
         layers.setdefault(layer, {})[own] = files.read(name)
     for name, tensors in layers.items():
         parent, _, child = name.rpartition(".")
@@ -61,20 +64,29 @@ def place_packed(model: nn.Module, files: TensorFiles, activations: dict[str, st
         if isinstance(module, MoE) and child == "panels":
             _place_experts(module, tensors, f"{files.source}: {name}")
             continue
+        linear = module._modules.get(child)
+        if type(linear) is not Linear:
+            got = type(linear).__name__ if linear is not None else "none"
+            raise CheckpointError(str(files.source), _PREFIX + name, f"expected a linear layer of the model, got {got}")
         try:
-            linear = module._modules[child]
             weight = PackedWeight.from_tensors(tensors)
             if weight.shape != linear.weight.shape:
                 raise ValueError(f"expected a weight of {list(linear.weight.shape)}, got {list(weight.shape)}")
-        except (KeyError, AttributeError, ValueError) as error:
+            packed = PackedLinear(weight, linear.bias, activations.get(name))
+        except ValueError as error:
             raise CheckpointError(str(files.source), _PREFIX + name, str(error)) from None
-        module._modules[child] = PackedLinear(weight, linear.bias, activations.get(name))
+        module._modules[child] = packed.to(linear.weight.device)
+    unknown = sorted(activations.keys() - layers.keys())
+    if unknown:
+        raise CheckpointError(str(files.source), "activations", f"expected packed layers, got {unknown[0]!r}")
     return used
 
 
 def _place_experts(moe: MoE, tensors: dict[str, Tensor], source: str) -> None:
     if moe.w_gate_up is None or moe.w_down is None:
         raise CheckpointError(source, "gate_up", "expected a layer of experts with parameters, got panels")
+    if moe.w_gate_up.device.type != "cpu":
+        raise CheckpointError(source, "gate_up", f"expected a model on the CPU, got {moe.w_gate_up.device}")
     shapes = [(w.shape[0], w.shape[1], w.shape[2]) for w in (moe.w_gate_up, moe.w_down)]
     gated = shapes[0][1] != shapes[1][2]
     forms = []

@@ -102,7 +102,7 @@ def place_quantized(model: nn.Module, files: TensorFiles, config: QuantizationCo
             if packed.shape != linear.weight.shape:
                 got = f"expected a weight of {list(linear.weight.shape)}, got {list(packed.shape)}"
                 raise CheckpointError(str(files.source), names[0], got)
-            setattr(module, child, PackedLinear(packed, linear.bias))
+            setattr(module, child, PackedLinear(packed, linear.bias).to(linear.weight.device))
     return used
 
 

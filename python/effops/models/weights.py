@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from effops.nn import DecoderLayer, RMSNorm
-from effops.nn.packed import Place, places_of
+from effops.nn.packed import PackedLinear, Place, places_of
 
 
 class DecoderWeights:
@@ -66,6 +66,7 @@ class DecoderWeights:
         if not layers or head is None or not (type(embedding) is nn.Embedding and type(norm) is RMSNorm):
             return None
         self._link(norm.__dict__, "eps")
+        self._link_packed(lm_head)
         if embedding.max_norm is not None or self._link(lm_head._parameters, "bias") is not None:
             return None
         self.norm_eps = norm.eps
@@ -102,10 +103,15 @@ class DecoderWeights:
         linears = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
         qkv, o, gate_up, down = (places_of(linear) or [] for linear in linears)
         for linear in linears:
-            if "order" in linear._buffers:
-                self._link(linear._buffers, "order")
+            self._link_packed(linear)
         first, second = ((norm._parameters, "weight") for norm in norms)
         return [first, *qkv, *o, second, *gate_up, *down]
+
+    def _link_packed(self, linear: Any) -> None:
+        """What makes a packed layer one that the op has not."""
+        if isinstance(linear, PackedLinear):
+            self._link(linear._buffers, "order")
+            self._link(linear.__dict__, "activation")
 
     def _link(self, where: dict[str, Any], name: str) -> Any:
         """What is there, which has to stay there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,6 +16,8 @@ from effops.nn.basic import Linear, RMSNorm
 from effops.nn.moe import MoE
 from effops.nn.panels import Panels
 from effops.ops.packed_weight import PackedWeight
+
+LARGEST_INT8_GROUP = 1 << 16  # csrc/common/packed_problem.h
 
 
 class PackedLinear(nn.Module):
@@ -30,12 +32,15 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None = None, activation: str | None = None) -> None:
         super().__init__()
+        if activation is not None:
+            _check_activation(weight, activation)
         self.format, self.activation = weight.format, activation
+        self._packed = weight
         tensors = weight.tensors()
         for name in ("data", "order", "about"):
             self.register_buffer(name, tensors.get(name))
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
-        self._packed: PackedWeight | None = None
+        trained = bias.requires_grad if isinstance(bias, nn.Parameter) else True
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), trained))
 
     @classmethod
     def from_linear(
@@ -56,7 +61,9 @@ class PackedLinear(nn.Module):
         kept: Any = self._buffers["data"]
         super()._apply(fn, recurse)
         moved: Any = self._buffers["data"]
-        if moved.dtype != kept.dtype:  # float8 stays what it is in a model of another dtype
+        if (
+            self._packed.quantized_shape is not None and moved.dtype != kept.dtype
+        ):  # float8 stays what it is in a model of another dtype
             self._buffers["data"] = kept.to(moved.device)
         return self
 
@@ -64,10 +71,23 @@ class PackedLinear(nn.Module):
     def weight(self) -> PackedWeight:
         own: Any = self._buffers
         packed = self._packed
-        if packed is None or packed.data is not own["data"] or packed.order is not own["order"]:
-            packed = PackedWeight.from_tensors({name: t for name, t in own.items() if t is not None})
-            self._packed = packed
+        if packed.data is not own["data"] or packed.order is not own["order"]:
+            packed = self._packed = replace(packed, data=own["data"], order=own["order"])
         return packed
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Another format, width or group in buffers of the same size is an error, not another reading of the bytes."""
+        errors: list[str] = rest[-1]
+        data, about = (state_dict.get(f"{prefix}{name}") for name in ("data", "about"))
+        own: Any = self._buffers
+        if data is not None and data.dtype != own["data"].dtype:
+            errors.append(f"PackedLinear: {prefix}data: expected {own['data'].dtype}, got {data.dtype}")
+            return
+        expected = [*self._packed.shape, self._packed.group_size or 0]
+        if about is not None and about.tolist() != expected:
+            errors.append(f"PackedLinear: {prefix}about: expected {expected}, got {about.tolist()}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def in_features(self) -> int:
@@ -97,6 +117,16 @@ class PackedLinear(nn.Module):
             return y if residual is None else y + residual
         return ops.packed_linear(
             x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated, activation=self.activation
+        )
+
+
+def _check_activation(weight: PackedWeight, activation: str) -> None:
+    if activation != "int8" or weight.format not in ("int8", "int4"):
+        got = f"{activation!r} beside {weight.format}"
+        raise ValueError(f"PackedLinear: activation: expected None, or int8 beside int8 and int4 weights, got {got}")
+    if (weight.group_size or 0) > LARGEST_INT8_GROUP:
+        raise ValueError(
+            f"PackedLinear: activation: expected groups of at most {LARGEST_INT8_GROUP} inputs, got {weight.group_size}"
         )
 
 
@@ -159,6 +189,7 @@ def quantize_(
     if calibration is not None:
         from effops.nn.scaling import scale_
 
+        _check_sizes(model, skip, format, group_size, symmetric)
         kept = {layer for name, _, _, layer in _linear_layers(model) if any(fnmatchcase(name, s) for s in skip)}
         options: Any = {"group_size": group_size, "symmetric": symmetric}
         scale_(
@@ -204,6 +235,19 @@ def quantize_(
     for module, panels in experts:
         panels.replace(module, MoE.WEIGHTS)
     return report
+
+
+def _check_sizes(model: nn.Module, skip: Sequence[str], format: str, group_size: int | None, symmetric: bool) -> None:
+    """That groups fit, before anything is changed: no row of the weights, whose width is what counts."""
+    named: list[tuple[str, Any]] = [(name, layer.weight) for name, _, _, layer in _linear_layers(model)]
+    named += [(n, w[0]) for n, m in model.named_modules() if type(m) is MoE for w in (m.w_gate_up, m.w_down)
+              if w is not None]  # fmt: skip
+    for name, weight in named:
+        if not any(fnmatchcase(name, pattern) for pattern in skip):
+            try:
+                ops.pack_weight(weight[:0], format, group_size=group_size, symmetric=symmetric)
+            except ValueError as error:
+                raise ValueError(f"quantize_: {name}: {error}") from None
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:

@@ -72,6 +72,16 @@ class Panels(nn.Module):
             self._forms = first, second
         return first, second
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Another format in buffers of the same size is an error, not another reading of the bytes."""
+        errors: list[str] = rest[-1]
+        for name in ("gate_up", "down"):
+            given, own = state_dict.get(f"{prefix}{name}"), self._buffers[name]
+            if given is not None and own is not None and given.dtype != own.dtype:
+                errors.append(f"Panels: {prefix}{name}: expected {own.dtype}, got {given.dtype}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Panels:
         """Panels stay as they are: their order is the dtype's."""
         kept: Any = dict(self._buffers)

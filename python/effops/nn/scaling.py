@@ -20,6 +20,7 @@ EXPONENTS = tuple(i / 10 for i in range(11))  # s = (mean |x|)^a: which a is cho
 SAMPLES = 512  # rows of inputs, at least, that errors are measured on
 
 Round = Callable[[Tensor], Tensor]  # a weight to what quantisation leaves of it
+Free = Callable[..., bool]  # may this layer be scaled, and these that it takes part with be written?
 
 
 class _Recorder(nn.Module):
@@ -27,7 +28,7 @@ class _Recorder(nn.Module):
 
     def __init__(self, inner: Linear, every: int) -> None:
         super().__init__()
-        self.inner, self.every = inner, every
+        self.inner, self.every, self.seen = inner, every, 0
         self.sizes = torch.zeros(inner.weight.shape[1], device=inner.weight.device)
         self.rows: list[Tensor] = []
 
@@ -38,7 +39,8 @@ class _Recorder(nn.Module):
         before = functional.silu_mul(before) if gated else before
         rows = before.flatten(0, -2).float()
         self.sizes += rows.abs().sum(0)
-        self.rows.append(rows[:: self.every].clone())
+        self.rows.append(rows[-self.seen % self.every :: self.every].clone())
+        self.seen += len(rows)
         return self.inner.forward(x, residual, norm, gated)
 
 
@@ -76,14 +78,34 @@ def scale_(model: nn.Module, tokens: Tensor, rounded: Round, wanted: Callable[[L
     """
     layers = [m for m in model.modules() if type(m) is DecoderLayer and _is_plain(m)]
     every = max(1, tokens.numel() // SAMPLES)
+    if every % 2 == 0:
+        every += 1  # samples go through the positions of sequences whose length is a power of two
+    shared = _shared(model)
+
+    def free(linear: Linear, *others: Any) -> bool:
+        """Will it be rounded, and does nothing else read what is written?"""
+        tensors = (t for m in (linear, *others) for t in m._parameters.values() if t is not None)
+        return wanted(linear) and not any(id(t) in shared for t in tensors)
+
     with _recording(layers, every) as recorders:
         for row in tokens.split(1):
             model(row)
     count = 0
     for layer, seen in zip(layers, recorders, strict=True):
         for fold in (_down, _o, _qkv, _gate_up):  # those whose inputs come from another's rows first
-            count += fold(layer, seen, rounded, wanted)
+            count += fold(layer, seen, rounded, free)
     return count
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Parameters, by id, that are in more than one place of the model, be it with their module."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for _, module in model.named_modules(remove_duplicate=False):
+        for t in module._parameters.values():
+            if t is not None:
+                (twice if id(t) in seen else seen).add(id(t))
+    return twice
 
 
 def _is_plain(layer: DecoderLayer) -> bool:
@@ -94,9 +116,9 @@ def _is_plain(layer: DecoderLayer) -> bool:
     return all(type(p) is Linear for p in projections)
 
 
-def _down(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wanted: Callable[[Linear], bool]) -> int:
+def _down(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, free: Free) -> int:
     down, gate_up = layer.mlp.down_proj, layer.mlp.gate_up_proj
-    if not wanted(down):
+    if not free(down, gate_up):
         return 0
     s = _scales(down.weight, seen["down_proj"], rounded)
     down.weight.mul_(s)
@@ -107,11 +129,11 @@ def _down(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wante
     return 1
 
 
-def _o(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wanted: Callable[[Linear], bool]) -> int:
+def _o(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, free: Free) -> int:
     """Query heads of a KV head share their scales, which are those of its values."""
     attention: Any = layer.self_attn
     o, qkv = attention.o_proj, attention.qkv_proj
-    if not wanted(o):
+    if not free(o, qkv):
         return 0
     kv_heads, dim = attention.num_kv_heads, attention.head_dim
 
@@ -128,16 +150,16 @@ def _o(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wanted: 
     return 1
 
 
-def _qkv(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wanted: Callable[[Linear], bool]) -> int:
-    return _norm(layer.input_layernorm, layer.self_attn.qkv_proj, seen["qkv_proj"], rounded, wanted)
+def _qkv(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, free: Free) -> int:
+    return _norm(layer.input_layernorm, layer.self_attn.qkv_proj, seen["qkv_proj"], rounded, free)
 
 
-def _gate_up(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, wanted: Callable[[Linear], bool]) -> int:
-    return _norm(layer.post_attention_layernorm, layer.mlp.gate_up_proj, seen["gate_up_proj"], rounded, wanted)
+def _gate_up(layer: DecoderLayer, seen: dict[str, _Recorder], rounded: Round, free: Free) -> int:
+    return _norm(layer.post_attention_layernorm, layer.mlp.gate_up_proj, seen["gate_up_proj"], rounded, free)
 
 
-def _norm(norm: Any, linear: Any, seen: _Recorder, rounded: Round, wanted: Callable[[Linear], bool]) -> int:
-    if not wanted(linear) or type(norm) is not RMSNorm:
+def _norm(norm: Any, linear: Any, seen: _Recorder, rounded: Round, free: Free) -> int:
+    if type(norm) is not RMSNorm or not free(linear, norm):
         return 0
     s = _scales(linear.weight, seen, rounded)
     linear.weight.mul_(s)

@@ -221,6 +221,14 @@ def fused_experts(
     """
     options: dict[str, Any] = {}
     gated = w_gate_up.shape[1] != w_down.shape[-1]
+    if isinstance(w_down, PackedExperts) and isinstance(w_gate_up, PackedExperts) and w_down.in_few_bits:
+        experts, dim, inner = w_down.shape  # the rows of numbers do not say their widths
+        fits = w_gate_up.shape in ((experts, 2 * inner, dim), (experts, inner, dim))
+        if not fits or x.dim() != 2 or x.shape[1] != dim:
+            raise RuntimeError(
+                f"fused_experts: x: expected [N, {dim}], and w_gate_up [{experts}, (2) {inner}, {dim}], beside "
+                f"w_down {list(w_down.shape)}, got {list(x.shape)} and {list(w_gate_up.shape)}"
+            )
     if isinstance(w_down, PackedExperts):
         if w_down.panels_of is not None:
             options["packed_features"] = w_down.shape[2]

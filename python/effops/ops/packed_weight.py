@@ -54,7 +54,8 @@ class PackedWeight:
         groups = groups_of(k, self.data.shape[1], self.bits)
         if groups == 0:
             return torch.zeros(n, k), torch.zeros(n, 0), torch.zeros(n, 0)
-        words = _rows(self.data.view(torch.int32), back=True).unflatten(1, (groups, -1))
+        data = self.data if self.data.storage_offset() % 4 == 0 else self.data.clone()  # of words
+        words = _rows(data.view(torch.int32), back=True).unflatten(1, (groups, -1))
         least = _RANGES.get(self.format, (0, 0))[0]
         fields = _fields(words[..., :-1].contiguous(), self.bits)[..., : k // groups].flatten(1)
         if self.format == "fp8_e4m3":
@@ -191,13 +192,14 @@ def from_numbers(
         stored_zeros = (
             scales.new_full(scales.shape, 8.0 if format == "int4" else 0.0) if zeros is None else zeros
         ) - least
-    if stored_zeros.numel() and (stored_zeros.min() < 0 or stored_zeros.max() > 255):
+    most = 127 if format == "int4" else 255  # of int4 what the kernels of 16-bit types hold
+    if stored_zeros.numel() and (stored_zeros.min() < 0 or stored_zeros.max() > most):
         raise ValueError(
-            f"from_numbers: zeros: expected values from {least} to {least + 255} for {format}, got "
+            f"from_numbers: zeros: expected values from {least} to {least + most} for {format}, got "
             f"{stored_zeros.min() + least} to {stored_zeros.max() + least}"
         )
     steps = ((scales.float().contiguous().view(torch.int32) + 128) & ~255) | stored_zeros.to(torch.int32)
-    words = torch.cat([_words(fields.to(torch.int64), bits), steps[..., None]], 2).flatten(1)
+    words = torch.cat([_words(fields.to(torch.uint8), bits), steps[..., None]], 2).flatten(1)
     return PackedWeight(format, _rows(words, back=False).view(PACKED_DTYPES[format]), (n, groups * group), order)
 
 
@@ -237,10 +239,13 @@ def groups_of(inputs: int, row_bytes: int, bits: int) -> int:
 
 
 def _words(fields: Tensor, bits: int) -> Tensor:
-    """Fields [..., K], int64 below 2^bits, as int32 words [..., K * bits / 32], the first field lowest."""
+    """Fields [..., K], uint8 below 2^bits, as int32 words [..., K * bits / 32], the first field lowest."""
     each = 32 // bits
-    words = (fields.unflatten(-1, (-1, each)) << torch.arange(0, 32, bits, device=fields.device)).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    by_word = fields.unflatten(-1, (-1, each))
+    words = torch.zeros(by_word.shape[:-1], dtype=torch.int32, device=fields.device)
+    for i in range(each):
+        words |= by_word[..., i].to(torch.int32) << (i * bits)
+    return words
 
 
 def _fields(words: Tensor, bits: int) -> Tensor:

@@ -176,10 +176,12 @@ class Linear:
         self.compute, self.free = ggml["ggml_graph_compute"], ggml["ggml_free"]
 
     def _fill(self, matrix: int, data: Tensor, orders: list[int]) -> int:
-        """The buffer that the matrix got, of the first order that takes its type, or as it lies."""
+        """The buffer that the matrix got, in the backend's own order where there is one, or as it lies."""
         ggml = _functions()
         order = orders[0] if orders else ggml["ggml_backend_cpu_buffer_type"]()
         buffer: int = ggml["ggml_backend_alloc_ctx_tensors_from_buft"](self.matrices, order)
+        if not buffer:
+            raise Missing("ggml has no memory for the weight")
         ggml["ggml_backend_tensor_set"](matrix, data.data_ptr(), 0, data.nbytes)
         return buffer
 
