@@ -234,7 +234,8 @@ def test_other_flaws_in_saved_ones(tmp_path):
     tensors, own = load_file(file), "packed.layers.0.mlp.down_proj"
     config = json.loads((tmp_path / "config.json").read_text())
     for name, says in {
-        "packed.data": "expected", f"{own}.junk": "expected one of data, order", "packed.embed_tokens.data": "Embedding",
+        "packed.data": "expected", f"{own}.junk": "expected one of data, order",
+        "packed.embed_tokens.data": "got Embedding",
         "packed.layers.0.mlp.data": "expected a linear layer of the model, got MLP",
     }.items():  # fmt: skip
         save_file(tensors | {name: tensors[f"{own}.data"].clone()}, file)
