@@ -97,7 +97,7 @@ def test_a_wrong_side_ends_with_exit_code_1(
     assert result["problems"][0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module, extra", [("rich", "bench"), ("matplotlib", "bench"), ("tokenizers", "models")])
+@pytest.mark.parametrize("module, extra", [("rich", "demo"), ("matplotlib", "demo"), ("tokenizers", "models")])
 def test_a_missing_extra_is_one_line(module: str, extra: str):
     code = (
         f"import sys; sys.modules[{module!r}] = None; from effops.cli import main; sys.exit(main(['demo', '--quick']))"

@@ -78,7 +78,7 @@ def test_the_list_needs_no_torch():
     assert all(any(line.startswith(f"{section}: ") for line in lines) for section in SECTIONS)
 
 
-@pytest.mark.parametrize("module, extra", [("rich", "bench"), ("matplotlib", "bench"), ("tokenizers", "models")])
+@pytest.mark.parametrize("module, extra", [("rich", "demo"), ("matplotlib", "demo"), ("tokenizers", "models")])
 def test_a_missing_extra_is_one_line(module, extra):
     code = (
         f"import sys; sys.modules[{module!r}] = None; from effops.cli import main\n"
