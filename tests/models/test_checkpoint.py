@@ -62,7 +62,11 @@ def edit(directory, **changes):
         ({"num_attention_heads": 0}, "num_attention_heads", "expected a positive integer, got 0"),
         ({"num_key_value_heads": 3}, "num_attention_heads", "a multiple of num_key_value_heads (3), got 2"),
         ({"hidden_act": "gelu"}, "hidden_act", "expected 'silu', got 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config", "expected quant_method gptq, awq or effops, got None"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config",
+            "expected quant_method gptq, awq or effops, got None",
+        ),
         (
             {"rope_scaling": {"rope_type": "wavy"}},
             "rope_type",
