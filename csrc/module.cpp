@@ -10,6 +10,7 @@
 #include "common/linear_problem.h"
 #include "common/token_tree.h"
 #include "cpu/isa.h"
+#include "pim/module.h"
 
 namespace py = pybind11;
 using namespace effops;
@@ -77,6 +78,7 @@ PYBIND11_MODULE(_host, m) {
         py::arg("causal") = false, py::arg("window") = 0, py::arg("num_sinks") = 0, py::arg("backend") = "cpu");
   m.def("explain_linear", &explain_packed_linear, py::kw_only(), py::arg("dtype"), py::arg("rows"), py::arg("n"),
         py::arg("k"));
+  pim::add_to(m);
   py::class_<TokenTree>(m, "TokenTree")
       .def(py::init<std::vector<int64_t>, std::optional<std::vector<int64_t>>>())
       .def_static("from_paths", &TokenTree::from_paths)

@@ -1,0 +1,62 @@
+// Continuous batching: at every stage requests that have come join while there is room, are prefilled, and then decode
+// a token a stage until they are done.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "pim/system.h"
+
+namespace effops::pim {
+
+struct Request {
+  double arrival_ns = 0;
+  int64_t prompt = 0, output = 0;
+  int64_t generated = 0;  // tokens that it has already when it joins: a batch in full swing
+};
+
+struct ServeOptions {
+  int64_t max_batch = 1;
+  bool prefill = true;         // false: prompts are prefilled elsewhere
+  bool balanced = true;        // requests to channels by least load; else by turns
+  bool limit_capacity = true;  // requests wait for memory
+  uint64_t seed = 0;
+};
+
+struct ServeReport {
+  StageReport sum;
+  double clock_ns = 0;
+  int64_t stages = 0, mixed_stages = 0, tokens = 0, finished = 0, refused = 0;
+  double batch_ns = 0;                                // running requests times time
+  std::vector<double> gap_ns;                         // of each stage, between a sequence's tokens
+  std::vector<int64_t> gap_count;                     // sequences that saw it
+  std::vector<double> first_token_ns, end_to_end_ns;  // of each request, by order of finishing
+};
+
+class Server {
+ public:
+  Server(System* system, std::vector<Request> requests, const ServeOptions& options);
+  // At most `stages` more; false when no request is left.
+  bool advance(int64_t stages);
+  const ServeReport& report() const { return report_; }
+
+ private:
+  struct Running {
+    Request request;
+    int64_t index, generated, channel;
+    double joined_ns = 0;
+  };
+  bool admit(Stage* stage);
+  void place(size_t first);
+
+  System* system_;
+  std::vector<Request> requests_;  // by arrival
+  ServeOptions options_;
+  size_t next_ = 0;
+  int64_t turn_ = 0;
+  double room_bytes_ = 0;
+  std::vector<Running> running_;
+  ServeReport report_;
+};
+
+}  // namespace effops::pim

@@ -1,0 +1,151 @@
+"""What a device file may hold: its sections, each constant's kind and range, and what must hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and x == x and abs(x) != float("inf")
+
+
+COUNT: Check = ("an integer of 1 or more", lambda x: _is_int(x) and x >= 1)
+CYCLES: Check = ("an integer of 0 or more", lambda x: _is_int(x) and x >= 0)
+POSITIVE: Check = ("a number above 0", lambda x: _is_number(x) and x > 0)
+NUMBER: Check = ("a number of 0 or more", lambda x: _is_number(x) and x >= 0)
+FLAG: Check = ("true or false", lambda x: isinstance(x, bool))
+
+
+def one_of(*words: Any) -> Check:
+    return " or ".join(map(repr, words)), lambda x: x in words
+
+
+DRAM = ("clock_ghz", "channels", "ranks", "bank_groups", "banks_per_group", "rows", "row_bytes", "access_bytes")
+TIMES = [
+    "burst",
+    "tRCD",
+    "tRP",
+    "tRAS",
+    "tCL",
+    "tCWL",
+    "tCCD_S",
+    "tCCD_L",
+    "tRRD_S",
+    "tRRD_L",
+    "tFAW",
+    "tWR",
+    "tWTR_S",
+    "tWTR_L",
+    "tRTP",
+    "tRTRS",
+    "tREFI",
+    "tRFC",
+]
+
+SECTIONS: dict[str, dict[str, Check]] = {
+    "memory": {
+        **dict.fromkeys(DRAM, COUNT),
+        "clock_ghz": POSITIVE,
+        "command_buses": one_of(1, 2),
+        "flat_gb_per_s": POSITIVE,
+        "flat_gb": POSITIVE,
+    },
+    "timing": {**dict.fromkeys(TIMES, CYCLES), "burst": COUNT, "tCCD_L": COUNT, "tREFI": COUNT, "tFAW": COUNT},
+    "pim": {
+        "kind": one_of("banks", "near"),
+        "row_buffers": one_of(1, 2),
+        "comp_bytes": COUNT,
+        "comp_interval": COUNT,
+        "least_comps": CYCLES,
+        "banks_per_activation": COUNT,
+        "gwrite_cycles": COUNT,
+        "result_bytes": COUNT,
+        "composite": FLAG,
+        "window_shared": FLAG,
+        "banks_per_access": COUNT,
+        "activations_per_access": COUNT,
+        "peak_tflops": POSITIVE,
+    },
+    "processor": {
+        "kind": one_of("systolic", "roofline"),
+        **dict.fromkeys(("arrays", "array_rows", "array_columns", "vector_units", "vector_width"), COUNT),
+        "clock_ghz": POSITIVE,
+        "peak_tflops": POSITIVE,
+        "launch_us": NUMBER,
+        "kernels_per_request": CYCLES,
+    },
+    "link": dict.fromkeys(("gb_per_s", "latency_us", "node_gb_per_s", "node_latency_us"), NUMBER),
+    "currents": dict.fromkeys(("VDD", "IDD0", "IDD2N", "IDD3N", "IDD4W", "IDD4R", "IDD5AB"), POSITIVE),
+    "energy": dict.fromkeys(
+        [
+            "activate",
+            "read",
+            "write",
+            "refresh",
+            "near_read",
+            "background_mw",
+            "flop",
+            "link_byte",
+            "comp_times_read",
+            "extra_row_buffer",
+        ],
+        NUMBER,
+    ),
+}
+
+UNITS = ("row_buffers", "comp_bytes", "comp_interval", "least_comps", "banks_per_activation", "gwrite_cycles")
+NEAR = ("banks_per_access", "activations_per_access", "peak_tflops")
+SYSTOLIC = ("clock_ghz", "arrays", "array_rows", "array_columns", "vector_units", "vector_width")
+
+
+def missing(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Constants that this kind of device needs and the file lacks."""
+    memory, pim, processor = (values.get(s, {}) for s in ("memory", "pim", "processor"))
+    flat = "flat_gb_per_s" in memory
+    needs: dict[str, Sequence[str]] = {
+        "memory": ("flat_gb_per_s", "flat_gb", "access_bytes") if flat else DRAM,
+        "timing": () if flat else TIMES,
+    }
+    needs["processor"] = ("kind", *(SYSTOLIC if processor.get("kind") == "systolic" else ("peak_tflops",)))
+    if pim:
+        kinds = {"banks": (*UNITS, "result_bytes", "composite"), "near": NEAR}
+        needs["pim"] = ("kind", *kinds.get(pim.get("kind", ""), ()))
+    for section, names in needs.items():
+        for name in names:
+            if name not in values.get(section, {}):
+                yield f"{section}.{name}: expected a value with its source, got nothing"
+
+
+def contradictions(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What cannot be true of one device."""
+    memory, timing, pim = (values.get(s, {}) for s in ("memory", "timing", "pim"))
+    if "flat_gb_per_s" in memory:
+        if pim:
+            yield "pim.kind: expected none where memory.flat_gb_per_s stands for the memory, got " + repr(pim["kind"])
+        return
+    banks = memory["ranks"] * memory["bank_groups"] * memory["banks_per_group"]
+
+    def divides(section: str, name: str, whole: int, of: str) -> Iterator[str]:
+        part = values[section][name]
+        if whole % part:
+            yield f"{section}.{name}: expected a divisor of {of} ({whole}), got {part}"
+
+    yield from divides("memory", "access_bytes", memory["row_bytes"], "memory.row_bytes")
+    if timing["tRAS"] < timing["tRCD"]:
+        yield f"timing.tRAS: expected at least tRCD ({timing['tRCD']}), got {timing['tRAS']}"
+    if timing["tFAW"] < timing["tRRD_L"]:
+        yield f"timing.tFAW: expected at least tRRD_L ({timing['tRRD_L']}), got {timing['tFAW']}"
+    if timing["tREFI"] <= 4 * timing["tRFC"]:
+        yield f"timing.tREFI: expected more than 4 tRFC ({4 * timing['tRFC']}), got {timing['tREFI']}"
+    if pim.get("kind") == "banks":
+        yield from divides("pim", "comp_bytes", memory["row_bytes"], "memory.row_bytes")
+        yield from divides("pim", "banks_per_activation", banks // memory["ranks"], "the banks of a rank")
+    if pim.get("kind") == "near":
+        yield from divides("pim", "banks_per_access", banks, "the banks of a channel")

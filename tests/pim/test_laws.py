@@ -1,0 +1,201 @@
+"""Laws of the simulator: never below the floor, more never hurts, the scheduler's choice is the best of its choices."""
+
+from __future__ import annotations
+
+import pytest
+from effops import _host
+from effops.pim import Device, ModelShape, System, Workload
+from effops.pim.simulate import bandwidth
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SMALL = ModelShape(layers=4, hidden=1024, heads=8, kv_heads=8, head_dim=128, intermediate=4096, vocab=0, ffn_matrices=2)
+MIXTURE = ModelShape(
+    layers=2, hidden=1024, heads=16, kv_heads=4, head_dim=64, intermediate=2048, vocab=1000, experts=8, top_k=2
+)
+batches = st.lists(st.integers(1, 1500), min_size=1, max_size=96)
+UNITS = ("blocked", "serial", "interleaved", "neupims")
+EVERY = [
+    *[("neupims", s, SMALL) for s in UNITS],
+    ("newton", "blocked", SMALL),
+    ("npu", "processor", SMALL),
+    ("a100", "processor", SMALL),
+    ("h100", "processor", MIXTURE),
+    ("duplex", "duplex", MIXTURE),
+    ("duplex", "co_processing", MIXTURE),
+    ("bank_pim", "duplex", MIXTURE),
+]
+
+
+@settings(max_examples=15)
+@given(batches, st.lists(st.integers(1, 600), max_size=3))
+@pytest.mark.parametrize("device, scheduler, model", EVERY)
+def test_a_step_is_never_below_its_floor(device: str, scheduler: str, model: ModelShape, decode, prefill) -> None:
+    """Time is at least external bytes over bandwidth and operations over the peak; its parts add up to it."""
+    system = System(model, device, scheduler=scheduler, tensor=2)
+    result = system.step(decode, prefill=prefill)
+    assert 0 < result.utilization["processor"] <= 1 and result.utilization["bandwidth"] <= 1
+    assert 0 <= result.utilization["pim"] <= 1 + 1e-9
+    assert sum(result.parts.values()) == pytest.approx(result.seconds)
+    assert all(value >= 0 for value in (*result.parts.values(), *result.energy.values()))
+    assert result == system.step(decode, prefill=prefill)  # deterministic
+
+
+@settings(max_examples=20)
+@given(batches)
+def test_bytes_are_conserved(decode: list[int]) -> None:
+    """Every key and value is read once: over the pins by the NPU, at the banks by the units; weights once a batch."""
+    kv = 2.0 * SMALL.layers * SMALL.kv_heads * SMALL.head_dim * 2 * sum(decode)
+    npu, units = (_raw(name, decode) for name in ("npu", "newton"))
+    assert units["pim_bytes"] == kv and npu["pim_bytes"] == 0
+    weights = SMALL.layers * 12 * SMALL.hidden**2 * 2.0
+    rows = len(decode)
+    activations = SMALL.layers * rows * 2.0 * (SMALL.hidden * 4 + SMALL.hidden * 2 + 2 * SMALL.hidden * 5)
+    fresh = SMALL.layers * rows * 2.0 * 2 * SMALL.hidden
+    assert npu["external_bytes"] == pytest.approx(weights + activations + fresh + kv)
+    probabilities = SMALL.layers * SMALL.heads * 2.0 * (sum(decode) + rows * SMALL.head_dim)
+    assert units["external_bytes"] == pytest.approx(weights + activations + fresh + probabilities)
+
+
+def _raw(device: str, decode: list[int]) -> dict:
+    system = System(SMALL, device)
+    return system._system.step(decode, system.channels(decode), [], 0)
+
+
+@settings(max_examples=20)
+@given(batches)
+def test_the_scheduler_takes_the_sooner(decode: list[int]) -> None:
+    times = {s: System(SMALL, "neupims", scheduler=s).step(decode).seconds for s in UNITS}
+    assert times["neupims"] <= min(times["interleaved"], times["serial"]) * (1 + 1e-12)
+    assert times["serial"] <= times["blocked"] * (1 + 1e-12)
+
+
+def test_sub_batches_pay_where_gemm_is_bound_by_arithmetic_and_cost_where_by_bytes() -> None:
+    """GPT-3 7B over four devices: two sub-batches read the weights twice, which large batches hide."""
+    for batch, pays in ((64, False), (1024, True)):
+        decode = [300] * batch
+        times = {s: System("gpt3-7b", "neupims", scheduler=s, tensor=4).step(decode).seconds for s in UNITS}
+        assert (times["interleaved"] < times["blocked"]) == pays
+        assert (times["interleaved"] < times["serial"]) == pays
+
+
+@settings(max_examples=10)
+@given(batches)
+@pytest.mark.parametrize("name", ["npu", "newton", "neupims", "h100"])
+def test_more_channels_are_never_slower(name: str, decode: list[int]) -> None:
+    device = Device.load(name)
+    more = device.replace("memory.channels", 2 * device["memory.channels"])
+    assert System(SMALL, more).step(decode).seconds <= System(SMALL, device).step(decode).seconds * (1 + 1e-9)
+
+
+@settings(max_examples=10)
+@given(batches)
+def test_a_faster_near_processor_is_never_slower(decode: list[int]) -> None:
+    device = Device.load("duplex")
+    faster = device.replace("pim.peak_tflops", 2 * device["pim.peak_tflops"])
+    for scheduler in ("duplex", "co_processing"):
+        slow, fast = (System(MIXTURE, d, scheduler=scheduler).step(decode).seconds for d in (device, faster))
+        assert fast <= slow * (1 + 1e-9)
+    one, both = (System(MIXTURE, device, scheduler=s).step(decode).seconds for s in ("duplex", "co_processing"))
+    gpu = System(MIXTURE, device, scheduler="processor").step(decode).seconds
+    assert both <= one * (1 + 1e-9) and both <= gpu * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("device, scheduler, model", EVERY)
+def test_no_work_costs_nothing(device: str, scheduler: str, model: ModelShape) -> None:
+    result = System(model, device, scheduler=scheduler).step([])
+    assert result.seconds == 0 and sum(result.energy.values()) == 0 and result.tokens == 0
+
+
+@pytest.mark.parametrize("length", [1, 40, 300, 511, 700, 2048])
+@pytest.mark.parametrize("name", ["newton", "neupims"])
+def test_fast_mode_is_within_two_percent_of_every_command(name: str, length: int) -> None:
+    """A channel with several requests' attention, without and beside a stream of reads."""
+    system = System("gpt3-7b", name, tensor=4)
+    requests = [length, 300, length, 77]
+    steps = [s for n in requests for s in system._system.attention_steps(n)]
+    exact = _host.pim.simulate_channel(system.device.numbers, [], steps, 0, True, False)["gemv_cycles"]
+    fast = sum(system._system.attention_cycles(n) for n in requests)
+    assert fast == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["npu", "neupims", "h100", "duplex"])
+def test_sustained_rates_are_those_of_long_streams(name: str) -> None:
+    system = System(SMALL, name)
+    d, rates = system.device, system.rates()
+    accesses = 200_000
+    cycles = _host.pim.simulate_channel(d.numbers, [(accesses, False)], [], 0, True, False)["transfer_cycles"]
+    seconds = cycles / d["memory.clock_ghz"]
+    moved = accesses * d["memory.access_bytes"] * d["memory.channels"]
+    assert rates["read_gb_per_s"] == pytest.approx(moved / seconds, rel=0.01)
+    assert 0.85 * bandwidth(d) < rates["read_gb_per_s"] < bandwidth(d)
+
+
+@pytest.mark.parametrize("batch", [256, 512])
+def test_interleaved_stages_are_within_two_percent_of_every_command(batch: int) -> None:
+    """The units' half batch beside the weights of the other half, in one channel, command by command."""
+    system = System("gpt3-7b", "neupims", tensor=4)
+    requests = [300] * (batch // 64)
+    steps = [s for n in requests for s in system._system.attention_steps(n)]
+    d, rates = system.device, system.rates()
+    units = sum(system._system.attention_cycles(n) for n in requests)
+    accesses = int(24 * 4096 * 4096 / 4 / 32 / 64)  # a layer's weights in a channel
+    per_access = d["memory.access_bytes"] * d["memory.channels"] / rates["read_gb_per_s"]
+    report = _host.pim.simulate_channel(d.numbers, [(accesses, False)], steps, 0, True, False)
+    stream, a, b = accesses * per_access, rates["transfer_stretch"], rates["gemv_stretch"]
+    both = min(stream * a, units * b)
+    expected = max(both + stream - both / a, both + units - both / b)
+    assert max(report["transfer_cycles"], report["gemv_cycles"]) == pytest.approx(expected, rel=0.02)
+
+
+def test_serving_conserves_tokens_and_order() -> None:
+    work = Workload.gaussian(200, 40, 60, seed=3)
+    for device, scheduler, model in EVERY:
+        result = System(model, device, scheduler=scheduler).serve(work, max_batch=16)
+        assert result.tokens == sum(work.output) and result.finished == 60 and result.refused == 0
+        assert 1 <= result.mean_batch <= 16
+        assert result.first_token["p50"] <= result.end_to_end["p50"]
+        assert sum(result.parts.values()) == pytest.approx(result.seconds)
+
+
+def test_requests_wait_for_memory_and_those_too_large_are_refused() -> None:
+    device = Device.load("a100").replace("memory.flat_gb", 2)
+    model = ModelShape(layers=8, hidden=2048, heads=16, kv_heads=16, head_dim=128, intermediate=8192, vocab=0)
+    few = System(model, device).serve(Workload.fixed(4000, 100, 40), max_batch=40)
+    assert few.finished == 40 and few.mean_batch < 5
+    assert System(model, device).serve(Workload.fixed(10**6, 1, 3), max_batch=3).refused == 3
+    free = System(model, device).serve(Workload.fixed(4000, 100, 40), max_batch=40, limit_capacity=False)
+    assert free.mean_batch > few.mean_batch
+
+
+def test_arrivals_are_waited_for() -> None:
+    system = System(SMALL, "neupims")
+    slow = system.serve(Workload.fixed(100, 10, 20).poisson(5, seed=1), max_batch=8)
+    assert slow.seconds > 2 and slow.mean_batch < 1.5
+    assert slow.end_to_end["p50"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (
+            lambda: System(SMALL, "npu", scheduler="neupims"),
+            "expected a device with units at the banks with 2 row buffers",
+        ),
+        (lambda: System(SMALL, "newton", scheduler="serial"), "2 row buffers, got newton"),
+        (lambda: System(SMALL, "npu", scheduler="duplex"), "expected a near processor, got npu"),
+        (lambda: System(SMALL, "npu", scheduler="magic"), "scheduler: expected one of processor, blocked"),
+        (lambda: System(SMALL, "npu", tensor=0), "tensor: expected 1 or more, got 0"),
+        (lambda: System(SMALL, "npu", pipeline=3), "pipeline: expected a divisor of 4 layers, got 3"),
+        (lambda: System("gpt5", "npu"), "model: expected a config.json"),
+        (lambda: System(SMALL, "npu").serve(Workload.fixed(1, 1, 1), max_batch=0), "max_batch: expected 1 or more"),
+        (lambda: System(SMALL, "neupims").step([10, 0]), "decode: expected keys of 1 or more, got 0"),
+        (lambda: System(SMALL, "neupims").step([10], channel=[32]), "channel: expected below 32, got 32"),
+        (lambda: System(SMALL, "neupims").step([10, 20], channel=[1]), "channel: expected 2 entries, got 1"),
+        (lambda: System(SMALL, "npu").step([], prefill=[-1]), "prefill: expected prompts of 1 or more, got -1"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(call, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value)
