@@ -18,10 +18,11 @@ double tile_cycles(const Processor& p, int64_t rows) { return double(std::max({r
 
 }  // namespace
 
-double gemm_ns(const Processor& p, int64_t rows, int64_t in, int64_t out) {
+double gemm_ns(const Processor& p, int64_t rows, int64_t in, int64_t out, int64_t count) {
   if (rows <= 0 || in <= 0 || out <= 0) return 0;
-  if (p.kind == ProcessorKind::roofline) return 2.0 * double(rows) * double(in) * double(out) / (p.peak_tflops * 1e3);
-  const int64_t tiles = ceil_div(in, p.array_rows) * ceil_div(out, p.array_columns);
+  if (p.kind == ProcessorKind::roofline)
+    return 2.0 * double(count) * double(rows) * double(in) * double(out) / (p.peak_tflops * 1e3);
+  const int64_t tiles = count * ceil_div(in, p.array_rows) * ceil_div(out, p.array_columns);
   const double fill = double(3 * p.array_rows - 1 + p.array_columns - 2);
   return (double(ceil_div(tiles, p.arrays)) * tile_cycles(p, rows) + fill) / p.clock_ghz;
 }

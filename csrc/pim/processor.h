@@ -18,9 +18,9 @@ struct Work {
   }
 };
 
-// rows x in times in x out. Arrays keep array_rows x array_columns weights and take the next while they compute; a
-// tile lasts max(rows, array_rows) cycles, the first also its loading and the way through the array.
-double gemm_ns(const Processor& p, int64_t rows, int64_t in, int64_t out);
+// `count` products of rows x in times in x out. Arrays keep array_rows x array_columns weights and take the next while
+// they compute; a tile lasts max(rows, array_rows) cycles, the first also its loading and the way through the array.
+double gemm_ns(const Processor& p, int64_t rows, int64_t in, int64_t out, int64_t count = 1);
 
 enum class VectorOp : uint8_t { layer_norm, softmax, add, activation };
 // `rows` vectors of n elements, spread over the units; 0 on a roofline, whose bytes count.

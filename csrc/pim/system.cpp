@@ -101,9 +101,10 @@ Work System::prefill_attention(const Batch& b) const {
   for (int64_t len : b.prefill) {  // causal: half the scores
     const double flops = 2.0 * double(s.kv_heads * s.group) * double(len) * double(len) * double(s.head_dim);
     w.flops += flops;
+    // Arrays take whole tiles: scores and their products with the values, half of each.
     w.compute_ns += device().processor.kind == ProcessorKind::roofline
                         ? flops / (device().processor.peak_tflops * 1e3)
-                        : double(s.kv_heads * s.group) * gemm_ns(device().processor, len, s.head_dim, len);
+                        : gemm_ns(device().processor, len, s.head_dim, len, s.kv_heads * s.group);
     w.read_bytes += double((2 * s.kv_heads + s.kv_heads * s.group) * s.head_dim * model_.value_bytes) * double(len);
     w.write_bytes += double(s.kv_heads * s.group * s.head_dim * model_.value_bytes) * double(len);
   }

@@ -1,4 +1,4 @@
-"""The ``effops`` command: env, explain, selftest, bench, demo, systems.
+"""The ``effops`` command: env, explain, selftest, bench, demo, pim, systems.
 
 Parsing imports neither torch nor the ops library, so that ``effops env`` and every argument error work without them.
 Exit codes: 0 done, 1 something is wrong (a failed check, a missing part), 2 bad arguments.
@@ -18,6 +18,7 @@ COMMANDS = {
     "selftest": "check every op against the reference (under a minute)",
     "bench": "measure against the hardware's limit and against peers",
     "demo": "decode real text with plain torch and with effops, side by side",
+    "pim": "a model on devices with processing in memory: time, energy and utilisation beside the baselines",
     "systems": "published systems: which there are, and their claims repeated in small",
 }
 

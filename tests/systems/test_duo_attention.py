@@ -90,4 +90,4 @@ def test_windowed_models_are_refused():
     model = Llama.random(replace(TINY, windows=(8, 8, 8)))
     tokenizer = Tokenizer.from_pretrained(shipped.model_dir())
     with pytest.raises(ValueError, match="RetrievalHeadFinder: model: expected layers that see every key"):
-        duo_attention.run(Run(model, tokenizer, "windowed"))
+        duo_attention.run(Run(lambda: (model, tokenizer), "windowed"))

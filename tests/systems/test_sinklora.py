@@ -184,4 +184,4 @@ def test_windowed_models_are_refused():
     with pytest.raises(
         ValueError, match=r"sinklora: model: expected layers that see every key, got others \(windowed\)"
     ):
-        sinklora.run(Run(windowed, None, "windowed"))  # type: ignore[arg-type]
+        sinklora.run(Run(lambda: (windowed, None), "windowed"))  # type: ignore[arg-type,return-value]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,25 @@ from effops.systems.show import print_report, write_plot
 
 @dataclass
 class Run:
-    """What a system's ``run`` is given: a model, its tokenizer, and whom to tell how far it is."""
+    """What a system's ``run`` is given: a model and its tokenizer, loaded when asked for, and whom to tell how far it
+    is."""
 
-    model: Llama
-    tokenizer: Tokenizer
+    loaded: Callable[[], tuple[Llama, Tokenizer]]
     name: str
     retrain: bool = False
     bar: Progress | None = None
+
+    @property
+    def model(self) -> Llama:
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[Llama, Tokenizer]:
+        return self.loaded()
 
     def progress(self, doing: str, done: int = 0, total: int | None = None) -> None:
         """``doing`` is under way, ``done`` of ``total`` parts of it complete."""
@@ -51,10 +64,10 @@ def run(entries: Sequence[Entry], arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     reports: list[Report] = []
     with Progress(*columns, console=console, transient=True) as bar:
-        model, tokenizer = load(arguments.model or model_dir(), dtype=torch.float32)
         name = str(arguments.model or "code-7m (shipped)")
+        loaded = partial(load, arguments.model or model_dir(), dtype=torch.float32)
+        setting = Run(loaded, name, arguments.retrain, bar)
         for entry in entries:
-            setting = Run(model, tokenizer, name, arguments.retrain, bar)
             module = importlib.import_module(f"effops.systems.{entry.id}")
             reports.append(module.run(setting))
             print_report(console, entry, reports[-1])
