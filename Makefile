@@ -48,7 +48,7 @@ test-isas: .stamps/build .stamps/test-deps
 # The ops' tests, and speculative decoding, with the CUDA kernels on the host.
 SIMT_TESTS = attention_bounds attention_exact attention_gradients attention_laws varlen paged tree_attention sparse \
   cascade labels page_bounds mass evict merge_kv merge append commit layer rotary_append sampling trees verify typical \
-  verify_law backend contract dispatch linear quantized_linear routing moe_permute grouped fused_experts lora_experts moe_gradients
+  verify_law backend contract dispatch linear quantized_linear pim_gemv routing moe_permute grouped fused_experts lora_experts moe_gradients
 test-simt: .stamps/build .stamps/test-deps simt
 	EFFOPS_BACKEND=simt EFFOPS_SIMT_LIBRARY=$(abspath build/simt/libeffops_simt.so) $(PYTEST) -rs \
 	  $(SIMT_TESTS:%=tests/ops/test_%.py) tests/decoding/test_speculate.py

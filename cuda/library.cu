@@ -9,6 +9,7 @@
 #include "layer/layer.h"
 #include "moe/grouped.h"
 #include "moe/moe.h"
+#include "pim/pim.h"
 #include "sampling/sampling.h"
 #include "selection/selection.h"
 #include "speculative/speculative.h"
@@ -74,6 +75,7 @@ DeviceLibrary library() {
   l.page_append = &page_append;
   l.page_search_workspace = &page_search_workspace;
   l.page_search = &page_search;
+  l.pim_gemv = &pim_gemv;
   return l;
 }
 

@@ -13,6 +13,7 @@
 #include "common/moe_problem.h"
 #include "common/packed_problem.h"
 #include "common/page_bounds.h"
+#include "common/pim_problem.h"
 #include "common/sampling_problem.h"
 #include "common/verify.h"
 
@@ -74,6 +75,7 @@ struct DeviceLibrary {
   int (*page_append)(const PageAppendProblem&, void* stream);
   int64_t (*page_search_workspace)(const PageSearchProblem&);
   int (*page_search)(const PageSearchProblem&, void* workspace, void* stream);
+  int (*pim_gemv)(const PimGemvProblem&, void* stream);
 };
 
 }  // namespace effops::device

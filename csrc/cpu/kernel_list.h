@@ -48,5 +48,6 @@ void label_append(const LabelAppendProblem&, const Parallel&);
 void label_search(const LabelSearchProblem&, const Parallel&);
 void page_append(const PageAppendProblem&, const Parallel&);
 void page_search(const PageSearchProblem&, const Parallel&);
+void pim_gemv(const PimGemvProblem&, const Parallel&);
 
 }  // namespace effops::cpu::EFFOPS_ISA

@@ -41,4 +41,5 @@ extern "C" __attribute__((visibility("hidden"))) const effops::cpu::Kernels EFFO
     &effops::cpu::EFFOPS_ISA::label_search,
     &effops::cpu::EFFOPS_ISA::page_append,
     &effops::cpu::EFFOPS_ISA::page_search,
+    &effops::cpu::EFFOPS_ISA::pim_gemv,
 };

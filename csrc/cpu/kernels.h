@@ -12,6 +12,7 @@
 #include "common/packed_problem.h"
 #include "common/page_bounds.h"
 #include "common/parallel.h"
+#include "common/pim_problem.h"
 #include "common/sampling_problem.h"
 
 namespace effops::cpu {
@@ -41,6 +42,7 @@ struct Kernels {
   void (*label_search)(const LabelSearchProblem&, const Parallel&);
   void (*page_append)(const PageAppendProblem&, const Parallel&);
   void (*page_search)(const PageSearchProblem&, const Parallel&);
+  void (*pim_gemv)(const PimGemvProblem&, const Parallel&);
 };
 
 // The table of an instruction set of this build, and of the one in use (see isa.h).

@@ -58,6 +58,9 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "page_topk(Tensor q, Tensor low, Tensor high, int pages, int page, *, Tensor? kv_lens=None, int num_sinks=0, "
       "int window=0, bool each_head=False) -> Tensor");
   m.def(
+      "pim_gemv(Tensor x, Tensor banks, int out_features, int sum_values, int lanes, *, Tensor? rows=None, "
+      "Tensor? columns=None, int channels=1, bool narrow_results=True) -> Tensor");
+  m.def(
       "append_kv(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor slots, *, "
       "Tensor? page_table=None) -> ()");
   m.def(

@@ -188,6 +188,8 @@ void add_to(py::module_& host) {
       .def("attention_cycles", &System::attention_cycles)
       .def("estimate_attention",
            [](System& s, int64_t len) { return estimate_attention(s.device(), s.shape(), len, {}); })
+      .def("units_ns", &System::units_ns)
+      .def("processor_ns", &System::processor_ns)
       .def("attention_steps",
            [](System& s, int64_t len) {
              py::list steps;

@@ -172,6 +172,17 @@ void System::near_spend(double flops, double bytes, StageReport* r) const {
   r->compute_pj += n * flops * device().energy.flop;
 }
 
+double System::units_ns(int64_t rows, int64_t out, int64_t in) const {
+  const Device& d = device();
+  if (d.pim.kind == PimKind::near)
+    return near_ns(2.0 * double(rows) * double(in) * double(out),
+                   double(model_.value_bytes) * double(in) * double(out));
+  std::vector<GemvStep> steps;  // the fullest channel's rows of the matrix, for every vector anew
+  const int64_t tiles = ceil_div(ceil_div(out, d.memory.banks()), d.memory.channels);
+  add_gemv(d, tiles * d.memory.banks(), in, model_.value_bytes, &steps);
+  return double(rows) * cost_of(rates_, steps).cycles / d.memory.clock_ghz;
+}
+
 // The parts of a layer
 void System::qkv(const Batch& b, StageReport* r) const {
   const AttentionShape s = shape();

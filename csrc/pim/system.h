@@ -60,6 +60,9 @@ class System {
   const Split& split() const { return split_; }
   Scheduler scheduler() const { return scheduler_; }
   AttentionShape shape() const;  // of a device
+  // Of a matrix times `rows` vectors on either side of a device.
+  double units_ns(int64_t rows, int64_t out, int64_t in) const;
+  double processor_ns(int64_t rows, int64_t out, int64_t in) const { return ns_of(gemm(rows, in, out), 1); }
   // Cycles of a sequence's attention in its channel.
   double attention_cycles(int64_t len);
 

@@ -9,13 +9,13 @@ WITH_DEVICE_KERNEL = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention",
     "cascade_attention", "commit_kv", "fused_experts", "grouped_mm", "grouped_mm_weight_gradient", "label_topk",
     "merge_kv", "merge_states", "moe_permute", "moe_sort", "moe_unpermute", "pack_ancestors", "packed_linear",
-    "page_topk", "paged_attention", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul",
-    "sparse_attention", "topk_routing", "tree_attention", "varlen_attention", "verify_greedy", "verify_rejection",
-    "verify_typical",
+    "page_topk", "paged_attention", "pim_gemv", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs",
+    "silu_mul", "sparse_attention", "topk_routing", "tree_attention", "varlen_attention", "verify_greedy",
+    "verify_rejection", "verify_typical",
 )  # fmt: skip
 NO_FLOAT64 = (  # on devices
     "accumulate_mass", "attention", "cascade_attention", "fused_experts", "grouped_mm", "grouped_mm_weight_gradient",
-    "paged_attention", "sparse_attention", "tree_attention", "varlen_attention",
+    "paged_attention", "pim_gemv", "sparse_attention", "tree_attention", "varlen_attention",
 )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ def explain(op: str, *, dtype: str = "float32", **sizes: Any) -> str:
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"float64"``.
         sizes: attention and varlen_attention: ``batch, q_len, kv_len, heads, kv_heads, head_dim`` and optionally
             ``v_dim, causal, window, num_sinks`` (varlen: sequences of equal length); packed_linear: ``rows, n, k``,
-            and of weights in few bits ``bits, group``;
+            and of weights in few bits ``bits, group``; pim_gemv: ``batch, rows, n, k, units, values, lanes,
+            channels``;
             paged_attention: the same and ``page``; tree_attention: ``batch, q_len`` (nodes)``, kv_len, heads, kv_heads,
             head_dim, v_dim, window, num_sinks``; sparse_attention: ``batch, selected, heads, kv_heads, head_dim, v_dim,
             lists`` (1, KV heads or query heads); cascade_attention: ``batch, q_len, shared_len, kv_len`` (of each
@@ -303,6 +304,21 @@ def _page_topk(
     return "\n".join(lines)
 
 
+def _pim_gemv(
+    *, dtype: str, n: int, k: int, rows: int = 1, batch: int = 1, units: int = 32, values: int = 512, lanes: int = 16,
+    channels: int = 32,
+) -> str:  # fmt: skip
+    if not units * values * lanes * channels:
+        raise ValueError("explain: units, values, lanes, channels: expected 1 or more, got 0")
+    tiles, chunks = -(-n // units), -(-k // values)
+    loop = f"{tiles} tiles of {units} banks in {channels} channels, one thread a channel; sums of {lanes} products"
+    lines = ("backend: cpu", f"isa: {_host().cpu_isa()}", f"loop: {loop}, {chunks} results a row of the matrix",
+             f"bytes_read: {batch * rows * (n * k + k) * _ITEM_BYTES[dtype]}",
+             f"bytes_written: {batch * rows * n * chunks * 4}", _NO_GRADIENT,
+             f"flops: {2 * batch * rows * n * k}")  # fmt: skip
+    return "\n".join(lines)
+
+
 def _rms_norm(*, dtype: str, dim: int, rows: int = 1) -> str:
     return _one_pass(dtype, f"two passes over each of {rows} rows", (rows + 1) * dim, rows * dim)
 
@@ -431,6 +447,7 @@ _EXPLAINED: dict[str, Callable[..., str]] = {
     "label_topk": _label_topk,
     "page_topk": _page_topk,
     "packed_linear": _packed_linear,
+    "pim_gemv": _pim_gemv,
     "rms_norm": _rms_norm,
     "rotary": _rotary,
     "rotary_append": _rotary_append,

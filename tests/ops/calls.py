@@ -158,6 +158,12 @@ def page_topk() -> Arguments:
     return {"q": normal(2, 1, 4, 8), "pages": 3, "num_sinks": 1, "window": 2, "kv_lens": int32(14, 8), **bounds}
 
 
+def pim_gemv() -> Arguments:
+    """B 2, M 2, K 11, N 5 in two tiles of three banks, two chunks of eight values, results of four."""
+    call = {"x": normal(2, 2, 11), "banks": normal(2, 2, 2, 3, 8, seed=1), "out_features": 5, "sum_values": 4}
+    return call | {"lanes": 2, "rows": int32(5, 3), "columns": int32(11, 6), "channels": 2}
+
+
 def packed_linear(rows: int = 3) -> Arguments:
     weight, bias, residual = normal(5, 8, seed=1), normal(5, seed=2), normal(rows, 5, seed=3)
     call = {"x": normal(rows, 8), "weight": weight, "bias": bias, "residual": residual}
@@ -290,6 +296,7 @@ CALLS = {
     "packed_linear": packed_linear,
     "page_topk": page_topk,
     "paged_attention": paged_attention,
+    "pim_gemv": pim_gemv,
     "rms_norm": lambda: {"x": normal(2, 3, 8), "weight": normal(8, seed=1), "eps": 1e-5, "weight_offset": 1.0},
     "rotary": rotary,
     "rotary_append": rotary_append,

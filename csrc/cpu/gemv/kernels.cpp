@@ -1,3 +1,4 @@
+#include "cpu/gemv/banked.h"
 #include "cpu/gemv/linear.h"
 #include "cpu/gemv/packed_linear.h"
 #include "cpu/kernel_list.h"
@@ -5,6 +6,7 @@
 namespace effops::cpu::EFFOPS_ISA {
 
 EFFOPS_KERNEL(linear, LinearProblem, p.dtype)
+EFFOPS_KERNEL(pim_gemv, PimGemvProblem, p.dtype)
 
 // Float64 has no quantised weights.
 void packed_linear(const PackedLinearProblem& p, const Parallel& parallel) {

@@ -346,6 +346,14 @@ def _cache_cases(dtype: torch.dtype) -> Iterator[Case]:
         best = Interval(*(x[:, :, others][..., ::3].amax(-1) for x in scores))
         return max(*ratios, best.worst(merged.similarity[1:, :, others]))
 
+    def banks() -> float:
+        """Bits of the reference: two matrices of other lengths."""
+        draw = _Draw(15, dtype)
+        call = (draw(2, 3, 100), draw(2, 2, 4, 16, 32), 30, 16, 8)
+        options: dict[str, Any] = {"rows": _int32(30, 17), "columns": _int32(100, 41), "channels": 2}
+        return _equal(ops.pim_gemv(*call, **options), reference.pim_gemv(*call, **options))
+
+    yield Case("pim_gemv", "two matrices of other lengths in banks of 32 values", banks)
     yield Case("append_evicting", "40 slots, many equal masses, one token skipped", evict)
     for mode in ("averaged", "pivotal", "weighted"):
         yield Case("merge_kv", f"50 entries kept of 200 and 150, {mode}", partial(merge, mode))

@@ -56,6 +56,9 @@ SIZES: dict[str, dict[str, int | None]] = {  # op: its sizes, with defaults; Non
     "merge_kv": {"batch": 1, "slots": None, "kept": None, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "append_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
     "commit_kv": {"batch": 1, "q_len": 1, "kv_heads": None, "head_dim": None, "v_dim": 0},
+    "pim_gemv": {
+        "batch": 1, "rows": 1, "n": None, "k": None, "units": 32, "values": 512, "lanes": 16, "channels": 32,
+    },
     "packed_linear": {"rows": 1, "n": None, "k": None, "bits": 0, "group": 0},
     "rms_norm": {"rows": 1, "dim": None},
     "rotary": {"rows": 1, "heads": None, "head_dim": None},

@@ -22,6 +22,7 @@ from effops.ops.moe import (
 from effops.ops.packed_experts import PackedExperts, pack_expert_layer, pack_experts
 from effops.ops.packed_weight import PackedWeight, pack_weight
 from effops.ops.page_bounds import append_page_bounds, page_topk
+from effops.ops.pim import pim_gemv
 from effops.ops.router_losses import GlobalFrequencies, load_balancing_loss, router_z_loss
 from effops.ops.sampling import sample, sampling_probs
 from effops.ops.speculative import (
@@ -72,6 +73,7 @@ __all__ = [
     "packed_linear",
     "page_topk",
     "paged_attention",
+    "pim_gemv",
     "rms_norm",
     "rotary",
     "rotary_append",

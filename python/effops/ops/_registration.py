@@ -159,6 +159,12 @@ def _page_topk_fake(
     return q.new_empty((q.shape[0], lists, pages * page), dtype=torch.int32)
 
 
+@_fake("pim_gemv")
+def _pim_gemv_fake(x: Tensor, banks: Tensor, out_features: int, sum_values: int, lanes: int, **_: Any) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((x.shape[0], x.shape[1], out_features, -(-x.shape[2] // sum_values)), dtype=wide)
+
+
 @_fake("append_kv")
 def _append_kv_fake(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, slots: Tensor, *, page_table: Tensor | None = None
@@ -412,7 +418,7 @@ WITHOUT_GRADIENT = (
     "accumulate_mass", "append_evicting", "append_kv", "append_labels", "append_page_bounds", "attention_backward",
     "cascade_attention", "commit_kv", "decoder", "decoder_layer", "grouped_mm_weight_gradient", "label_topk",
     "medusa_draft", "merge_kv", "moe_sort", "pack_ancestors", "packed_linear", "page_topk", "paged_attention",
-    "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention",
+    "pim_gemv", "rms_norm", "rotary", "rotary_append", "sample", "sampling_probs", "silu_mul", "sparse_attention",
     "tree_attention", "varlen_attention_backward", "verify_greedy", "verify_rejection", "verify_typical",
 )  # fmt: skip
 

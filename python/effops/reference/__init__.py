@@ -47,6 +47,7 @@ from effops.reference.moe import (
     topk_routing,
 )
 from effops.reference.page_bounds import append_page_bounds, page_topk, page_upper_bounds
+from effops.reference.pim import pim_gemv
 from effops.reference.router_losses import load_balancing_loss, router_z_loss
 from effops.reference.sampling import sample, sampling_probs
 from effops.reference.speculative import pack_ancestors, verify_greedy, verify_rejection, verify_typical
@@ -86,6 +87,7 @@ __all__ = [
     "page_topk",
     "page_upper_bounds",
     "paged_attention",
+    "pim_gemv",
     "rms_norm",
     "rotary",
     "rotary_append",
