@@ -370,4 +370,12 @@ DEVICE_MUTANTS = (
         report="race:|uninitialised",
         tests=PACKED,
     ),
+    DeviceMutant(
+        "bank-of-another-tile",
+        "cuda/pim/gemv.cu",
+        "const int64_t n = tile * p.units + unit;",
+        "const int64_t n = tile + unit * p.tiles;",
+        "more than one tile",
+        tests=("tests/ops/test_pim_gemv.py",),
+    ),
 )

@@ -12,6 +12,7 @@ ROUTING, UNPERMUTE, MOE_OPS = "csrc/cpu/moe/routing.h", "csrc/cpu/moe/unpermute.
 MOE_SORT, GROUPED, EPILOGUE = "csrc/common/moe_sort.cpp", "csrc/cpu/moe/grouped.h", "csrc/cpu/moe/epilogue.h"
 LAYER, LINEAR, DOT_ROWS = "csrc/cpu/layer/layer.h", "csrc/cpu/gemv/linear.h", "csrc/cpu/gemv/dot_rows.h"
 PACKED, LINEAR_ROWS = "csrc/cpu/gemv/packed.h", "csrc/cpu/gemv/linear_rows.h"
+BANKED = "csrc/cpu/gemv/banked.h"
 
 MUTANTS = (
     Mutant(
@@ -716,5 +717,40 @@ MUTANTS = (
         "max_of<int64_t>(new_position - recent, -1)",
         "max_of<int64_t>(new_position - 1, -1)",
         "a recent entry of little mass",
+    ),
+    Mutant(
+        "bank-products-in-halves",
+        BANKED,
+        "products[i] = products[2 * i] + products[2 * i + 1];",
+        "products[i] = products[i] + products[width + i];",
+        "sums whose bits depend on the tree",
+    ),
+    Mutant(
+        "bank-results-in-float32",
+        BANKED,
+        "if (p.narrow) sum = to_float(from_float<T>(sum));",
+        "if (!p.narrow) sum = to_float(from_float<T>(sum));",
+        "results of 16 bits",
+    ),
+    Mutant(
+        "bank-sums-over-the-result",
+        BANKED,
+        "const int64_t end = std::min((s + 1) * p.sum_values, there);",
+        "const int64_t end = there;",
+        "more than one result a row",
+    ),
+    Mutant(
+        "bank-lanes-past-the-end",
+        BANKED,
+        "i < end - k ? x[k + i] * row[k + i] : C(0);",
+        "k + i < p.in ? x[k + i] * row[k + i] : C(0);",
+        "a result whose last command is not full",
+    ),
+    Mutant(
+        "bank-rows-by-tile",
+        "csrc/common/pim_problem.h",
+        "n / units * bank_tile + n % units * bank_unit",
+        "n % units * bank_tile + n / units * bank_unit",
+        "more than one tile",
     ),
 )

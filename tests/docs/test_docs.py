@@ -154,7 +154,13 @@ def test_the_readmes_blocks(capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_the_blocks_about_processing_in_memory_run(capsys):
+    names = run("docs/pim.md", {})
+    assert names["logits"].shape[:2] == (1, 3) and names["result"].finished == 200
+    assert names["step"].tokens_per_second > 1000 and capsys.readouterr().out.strip()
+
+
 def test_links_lead_somewhere():
-    for file in ("README.md", "docs/caches.md", "docs/decoding.md", "docs/systems/README.md"):
+    for file in ("README.md", "docs/pim.md", "docs/caches.md", "docs/decoding.md", "docs/systems/README.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text()):
             assert target.startswith("https://") or (ROOT / file).parent.joinpath(target).exists(), target

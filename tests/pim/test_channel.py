@@ -73,6 +73,22 @@ def result_bursts(device: Device) -> int:
     return -(-device["pim.result_bytes"] * banks // device["memory.access_bytes"])
 
 
+@pytest.mark.parametrize("name", sorted(DEVICES))
+def test_a_long_trace_is_refreshed_in_time(name: str) -> None:
+    """Reads, writes, units and near reads over several refreshes: every constraint holds, and no refresh is missed."""
+    device = DEVICES[name]
+    kind = device.get("pim.kind")
+    asked = {"transfers": [(5000, False), (900, True), (2000, False)]}
+    if kind == "banks":
+        asked["gemv"] = [(True, 0, 0), (False, 4, 8), (False, 1, 32), (False, 1, 5)] * 30
+    if kind == "near":
+        asked["near"] = 4000
+    report = simulate(device, **asked)
+    assert Checker(device).check(report["trace"]) == []
+    due = device["memory.ranks"] * (report["cycles"] // device["timing.tREFI"])
+    assert due >= 4 and 0 <= report["counts"]["refresh"] - due + device["memory.ranks"] <= 2 * device["memory.ranks"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_never_below_what_the_buses_and_units_take(data) -> None:

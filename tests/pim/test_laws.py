@@ -70,6 +70,16 @@ def test_the_scheduler_takes_the_sooner(decode: list[int]) -> None:
     assert times["serial"] <= times["blocked"] * (1 + 1e-12)
 
 
+def test_prompts_are_attended_to_beside_the_units() -> None:
+    """A prompt's attention on the processor hides behind decoding's at the banks, unless these are blocked."""
+    decode, prompt = [400] * 64, [300]
+    for scheduler, hides in (("serial", True), ("blocked", False)):
+        system = System(SMALL, "neupims", scheduler=scheduler)
+        apart = [system.step(decode).parts["attention"], system.step([], prefill=prompt).parts["attention"]]
+        both = system.step(decode, prefill=prompt).parts["attention"]
+        assert both == pytest.approx(max(apart) if hides else sum(apart))
+
+
 def test_sub_batches_pay_where_gemm_is_bound_by_arithmetic_and_cost_where_by_bytes() -> None:
     """GPT-3 7B over four devices: two sub-batches read the weights twice, which large batches hide."""
     for batch, pays in ((64, False), (1024, True)):
@@ -129,6 +139,23 @@ def test_sustained_rates_are_those_of_long_streams(name: str) -> None:
     moved = accesses * d["memory.access_bytes"] * d["memory.channels"]
     assert rates["read_gb_per_s"] == pytest.approx(moved / seconds, rel=0.01)
     assert 0.85 * bandwidth(d) < rates["read_gb_per_s"] < bandwidth(d)
+
+
+@pytest.mark.parametrize("data, batch", [("sharegpt", 96), ("sharegpt", 256), ("alpaca", 512)])
+def test_sampled_steps_are_within_two_percent_of_every_command(data: str, batch: int) -> None:
+    """All channels of a batch in full swing, each simulated command by command; the slowest decides."""
+    system = System("gpt3-7b", "neupims", scheduler="serial", tensor=4)
+    work = Workload.named(data, batch, seed=5).warm(batch)
+    lengths = [p + max(1, g) for p, g in zip(work.prompt, work.generated, strict=True)]
+    channel = system.channels(lengths)
+    cycles = []
+    for c in range(32):
+        steps = [
+            s for n, at in zip(lengths, channel, strict=True) if at == c for s in system._system.attention_steps(n)
+        ]
+        cycles.append(_host.pim.simulate_channel(system.device.numbers, [], steps, 0, True, False)["gemv_cycles"])
+    layers = system.model.layers
+    assert system.step(lengths).parts["attention"] * 1e9 == pytest.approx(layers * max(cycles), rel=0.02)
 
 
 @pytest.mark.parametrize("batch", [256, 512])

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from effops import cli
-from effops.systems import claims, duplex, neupims
+from effops.systems import claims, duplex, neupims, pim_numerics
 from effops.systems.claims import Claim
 
-for module in ("rich", "matplotlib"):
+for module in ("rich", "matplotlib", "tokenizers"):
     pytest.importorskip(module, reason=f"the command's tables and drawings need {module}")
 
 
@@ -25,6 +25,8 @@ def small(monkeypatch):
     monkeypatch.setattr(duplex, "DENSE", (duplex.Setting("opt-66b", 4, 1, (1024,)),))
     monkeypatch.setattr(duplex, "BATCHES", (32, 128))
     monkeypatch.setattr(duplex, "STAGES", 0.1)
+    for name, value in {"TEXTS": 2, "PROMPT": 12, "SCORED": 3, "BATCH": 2}.items():
+        monkeypatch.setattr(pim_numerics, name, value)
 
 
 def test_both_from_the_command_line(tmp_path, capsys):
@@ -38,6 +40,9 @@ def test_both_from_the_command_line(tmp_path, capsys):
             assert ratio == pytest.approx(ours / published) and near == ("yes" if abs(ratio - 1) <= 0.25 else "no")
         assert report["tables"][-1]["rows"][0][0] == "as published"
         assert len(report["tables"][-1]["rows"]) == 12
+        plain, *others = report["tables"][-2]["rows"]
+        assert [row[0] for row in others] == ["attention at the units", "layers at the units", "both"]
+        assert all(abs(above) < 0.02 and loss - plain[1] == pytest.approx(above) for _, loss, above, _ in others)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

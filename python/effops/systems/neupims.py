@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from effops.pim import Device, Result, System, Workload
+from effops.systems import pim_numerics
 from effops.systems.claims import Claim, claims_table, sensitivity, verdict
 from effops.systems.report import Curves, Report, Table
 from effops.systems.runner import Run
@@ -119,7 +120,8 @@ def run(run: Run) -> Report:
     tables = [
         claims_table(claims),
         claims_table(moved, "the same with one published parameter moved inside its range"),
-        _means_table(means), _gain_table(found), _ablation_table(steps), _utilisation(), sensitive,
+        _means_table(means), _gain_table(found), _ablation_table(steps), _utilisation(),
+        pim_numerics.table(run, "neupims"), sensitive,
     ]  # fmt: skip
     seen = (
         f"{sum(c.near for c in claims)} of {len(claims)} figures within 25 % as they are; "

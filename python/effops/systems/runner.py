@@ -23,6 +23,8 @@ from effops.systems.catalogue import Entry
 from effops.systems.report import Report
 from effops.systems.show import print_report, write_plot
 
+SHIPPED = "code-7m (shipped)"
+
 
 @dataclass
 class Run:
@@ -64,7 +66,7 @@ def run(entries: Sequence[Entry], arguments: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     reports: list[Report] = []
     with Progress(*columns, console=console, transient=True) as bar:
-        name = str(arguments.model or "code-7m (shipped)")
+        name = str(arguments.model or SHIPPED)
         loaded = partial(load, arguments.model or model_dir(), dtype=torch.float32)
         setting = Run(loaded, name, arguments.retrain, bar)
         for entry in entries:
