@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from effops import _host
 from effops.pim import Device, ModelShape, System, Workload
@@ -78,6 +80,17 @@ def test_prompts_are_attended_to_beside_the_units() -> None:
         apart = [system.step(decode).parts["attention"], system.step([], prefill=prompt).parts["attention"]]
         both = system.step(decode, prefill=prompt).parts["attention"]
         assert both == pytest.approx(max(apart) if hides else sum(apart))
+
+
+@settings(max_examples=15)
+@given(st.integers(560, 1500), st.sampled_from([30, 200, 600, 2000]), st.integers(0, 1000))
+def test_interleaved_is_no_slower_than_blocked_where_arithmetic_binds(batch: int, longest: int, seed: int) -> None:
+    """277 rows of a half batch take the arrays as long as their weights the memory; from there on halves cost nothing."""
+    draw = random.Random(seed)
+    decode = [draw.randint(1, longest) for _ in range(batch)]
+    both, blocked = (System("gpt3-7b", "neupims", scheduler=s, tensor=4) for s in ("interleaved", "blocked"))
+    channel = both.channels(decode)
+    assert both.step(decode, channel=channel).seconds <= blocked.step(decode, channel=channel).seconds
 
 
 def test_sub_batches_pay_where_gemm_is_bound_by_arithmetic_and_cost_where_by_bytes() -> None:
