@@ -85,7 +85,7 @@ def test_prompts_are_attended_to_beside_the_units() -> None:
 @settings(max_examples=15)
 @given(st.integers(560, 1500), st.sampled_from([30, 200, 600, 2000]), st.integers(0, 1000))
 def test_interleaved_is_no_slower_than_blocked_where_arithmetic_binds(batch: int, longest: int, seed: int) -> None:
-    """277 rows of a half batch take the arrays as long as their weights the memory; from there on halves cost nothing."""
+    """277 rows take the arrays as long as their weights the memory; halves of more cost nothing."""
     draw = random.Random(seed)
     decode = [draw.randint(1, longest) for _ in range(batch)]
     both, blocked = (System("gpt3-7b", "neupims", scheduler=s, tensor=4) for s in ("interleaved", "blocked"))
