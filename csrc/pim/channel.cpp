@@ -134,9 +134,10 @@ class Channel {
   }
   void activated(int64_t bank, int64_t cycle, int64_t activations) {
     Rank& r = ranks_[rank_of(bank)];
+    const int64_t last = cycle + (activations - 1) / 4 * t_.tFAW;  // four by four
     r.window.add(cycle, activations, t_.tFAW);
-    r.last_activate = cycle;
-    r.group_activate[group_of(bank)] = cycle;
+    r.last_activate = last;
+    r.group_activate[group_of(bank)] = last;
   }
 
   // Ordinary accesses
@@ -323,7 +324,9 @@ class Channel {
       const int64_t bundle = bundles_[near_visits_ % bundles_.size()];
       if (near_[bundle].row < 0) {
         const int64_t bank = bundle * p_.banks_per_access;
-        const int64_t at = std::max(near_[bundle].activate_ok, activate_at(bank, p_.activations_per_access));
+        int64_t at = near_[bundle].activate_ok;
+        for (int64_t b = bank; b < bank + p_.banks_per_access; b += m_.banks_per_rank())  // in every rank it spans
+          at = std::max(at, activate_at(b, p_.activations_per_access));
         const Candidate c = candidate(Op::near_activate, bank, near_visits_ / int64_t(bundles_.size()) % m_.rows, at,
                                       p_.banks_per_access);
         if (c.at < best.at) best = c;
@@ -344,7 +347,8 @@ class Channel {
     RowBuffer& b = near_[bundle];
     if (c.op == Op::near_activate) {
       const int64_t last = c.cycle + (p_.activations_per_access - 1) / 4 * t_.tFAW;
-      activated(bundle * p_.banks_per_access, c.cycle, p_.activations_per_access);
+      for (int64_t i = 0; i < p_.banks_per_access; i += m_.banks_per_rank())
+        activated(bundle * p_.banks_per_access + i, c.cycle, p_.activations_per_access);
       b = {c.row, last + t_.tRCD, last + t_.tRAS, last + t_.tRC()};
       const int64_t left = std::min(m_.accesses_per_row(), near_to_open_);
       near_open_.push_back({bundle, left});

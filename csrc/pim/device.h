@@ -67,8 +67,7 @@ struct Processor {
 };
 
 struct Link {
-  double gb_per_s = 0, latency_us = 0;  // between the devices of a node, each way
-  int64_t devices_per_node = 0;
+  double gb_per_s = 0, latency_us = 0;            // between the devices of a node, each way
   double node_gb_per_s = 0, node_latency_us = 0;  // between nodes
 };
 

@@ -16,10 +16,11 @@ struct Model {
   int64_t expert_layers() const { return experts > 0 ? layers / expert_period : 0; }
   double kv_bytes_per_token() const { return 2.0 * double(layers * kv_heads * head_dim * value_bytes); }
   double ffn_bytes() const { return double(ffn_matrices * hidden * intermediate * value_bytes); }
-  double weight_bytes() const {
+  double expert_bytes() const { return double(expert_layers() * experts) * ffn_bytes(); }
+  double other_bytes() const {
     const double attention = double((2 * heads + 2 * kv_heads) * head_dim * hidden * value_bytes);
     return double(layers) * attention + double(layers - expert_layers()) * ffn_bytes() +
-           double(expert_layers() * experts) * ffn_bytes() + 2.0 * double(vocab * hidden * value_bytes);
+           2.0 * double(vocab * hidden * value_bytes);
   }
 };
 
@@ -30,6 +31,7 @@ struct Split {
   bool split_experts = false;  // every expert over a node's devices, instead of experts over devices
 
   int64_t devices() const { return tensor * pipeline * data; }
+  int64_t parts() const { return pipeline * data; }  // of a batch; part i is group i % data's, i / data in its pipeline
 };
 
 }  // namespace effops::pim

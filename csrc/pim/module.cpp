@@ -183,12 +183,13 @@ void add_to(py::module_& host) {
       .def("step",
            [](System& s, std::vector<int64_t> decode, std::vector<int64_t> channel, std::vector<int64_t> prefill,
               uint64_t seed) {
-             return to_dict(s.step({std::move(decode), std::move(channel), std::move(prefill)}, seed));
+             return to_dict(s.step({std::move(decode), std::move(channel), std::move(prefill), {}, {}}, seed));
            })
       .def("attention_cycles", &System::attention_cycles)
       .def("estimate_attention",
            [](System& s, int64_t len) { return estimate_attention(s.device(), s.shape(), len, {}); })
       .def("units_ns", &System::units_ns)
+      .def("overlapped", &System::overlapped)
       .def("processor_ns", &System::processor_ns)
       .def("attention_steps",
            [](System& s, int64_t len) {
@@ -215,7 +216,7 @@ void add_to(py::module_& host) {
              return Server(&system, std::move(requests), {max_batch, prefill, balanced, limit_capacity, seed});
            }),
            py::keep_alive<1, 2>())
-      .def("advance", &Server::advance, py::call_guard<py::gil_scoped_release>())
+      .def("advance", &Server::advance)
       .def("finished", [](const Server& s) { return s.report().finished; })
       .def("report", [](const Server& s) { return to_dict(s.report()); });
 }

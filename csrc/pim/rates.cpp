@@ -17,6 +17,7 @@ ChannelWork transfers(int64_t accesses, bool write) {
   return w;
 }
 
+constexpr int64_t kMost = 1 << 18;  // commands of a stretch, where refreshes are rare
 constexpr int64_t kRefreshes = 48;  // that a stretch of work meets, so that their share is right
 
 }  // namespace
@@ -30,13 +31,13 @@ Rates::Rates(const Device& device) : device_(device) {
     write_pj_ = e.write / double(m.access_bytes);
     return;
   }
-  const int64_t accesses = kRefreshes * device_.timing.tREFI / device_.timing.burst;
+  const int64_t accesses = std::min(kMost, kRefreshes * device_.timing.tREFI / device_.timing.burst);
   const double bytes = double(accesses) * double(m.access_bytes);
   read_ = per_byte(transfers(accesses, false), bytes, &read_pj_);
   write_ = per_byte(transfers(accesses, true), bytes, &write_pj_);
   if (device_.pim.kind == PimKind::near) {
     ChannelWork w;
-    w.near_accesses = kRefreshes * device_.timing.tREFI / device_.timing.tCCD_L;
+    w.near_accesses = std::min(kMost, kRefreshes * device_.timing.tREFI / device_.timing.tCCD_L);
     near_ = per_byte(w, double(w.near_accesses * m.access_bytes * device_.pim.banks_per_access), &near_pj_);
   }
   if (device_.pim.kind == PimKind::banks) {
@@ -63,7 +64,8 @@ void Rates::measure_units() {
   gwrite_ = std::max(0.0, double(many.gemv_cycles - few.gemv_cycles) / 16 - alone.cycles);
   gwrite_pj_ = (energy_pj(device_, many) - energy_pj(device_, few)) / 16 - alone.pj;
 
-  w.gemv.assign(static_cast<size_t>(kRefreshes * device_.timing.tREFI / int64_t(alone.cycles) + 1), {false, 1, comps});
+  const int64_t rows = std::min(kMost / comps, kRefreshes * device_.timing.tREFI / int64_t(alone.cycles) + 1);
+  w.gemv.assign(static_cast<size_t>(rows), {false, 1, comps});
   const double without = double(simulate_channel(device_, w).gemv_cycles);
   w.refresh = true;
   refresh_stretch_ = double(simulate_channel(device_, w).gemv_cycles) / without;
@@ -72,9 +74,12 @@ void Rates::measure_units() {
 }
 
 void Rates::measure_overlap() {
-  const int64_t comps = device_.memory.row_bytes / device_.pim.comp_bytes;
+  // An ordinary mixture of vectors and rows: sequences of a few hundred keys, eight heads of 128.
   ChannelWork w;
-  w.gemv.assign(kRefreshes * 8, {false, 1, comps});
+  for (int i = 0; i < 8; ++i) {
+    add_logits(device_, {8, 128, 1, 2}, 300, &w.gemv);
+    add_context(device_, {8, 128, 1, 2}, 300, &w.gemv);
+  }
   const double alone = double(simulate_channel(device_, w).gemv_cycles);
   const double per_access =
       read_ * double(device_.memory.channels * device_.memory.access_bytes) * device_.memory.clock_ghz;

@@ -10,7 +10,7 @@ Server::Server(System* system, std::vector<Request> requests, const ServeOptions
                    [](const Request& a, const Request& b) { return a.arrival_ns < b.arrival_ns; });
   const Model& m = system_->model();
   room_bytes_ = system_->device().capacity() * double(system_->split().devices()) -
-                m.weight_bytes() * double(system_->split().data);
+                m.other_bytes() * double(system_->split().data) - m.expert_bytes();
 }
 
 // New requests, while there are places and memory for all that they will become.
@@ -21,6 +21,7 @@ bool Server::admit(Stage* stage) {
     const Request& q = requests_[next_];
     if (q.arrival_ns > report_.clock_ns) {
       if (!running_.empty()) break;
+      report_.sum.background_pj += (q.arrival_ns - report_.clock_ns) * system_->idle_mw();
       report_.clock_ns = q.arrival_ns;
     }
     const double bytes = per_token * double(q.prompt + q.output);
@@ -31,7 +32,7 @@ bool Server::admit(Stage* stage) {
       continue;
     }
     room_bytes_ -= bytes;
-    running_.push_back({q, static_cast<int64_t>(next_), q.generated, 0, report_.clock_ns});
+    running_.push_back({q, q.generated, 0, least_filled()});
     ++next_;
   }
   place(before);
@@ -39,33 +40,47 @@ bool Server::admit(Stage* stage) {
     Running& r = running_[i];
     if (i >= before && options_.prefill && r.generated == 0) {
       stage->prefill.push_back(r.request.prompt);
+      stage->prefill_part.push_back(r.part);
     } else {
       stage->decode.push_back(r.request.prompt + std::max<int64_t>(1, r.generated));
       stage->channel.push_back(r.channel);
+      stage->decode_part.push_back(r.part);
     }
   }
   return !running_.empty();
 }
 
-// Channels for the requests from `first` on.
+// The part of the batch with the fewest requests: where one joins, it stays.
+int64_t Server::least_filled() const {
+  std::vector<int64_t> size(system_->split().parts());
+  for (const Running& r : running_) ++size[r.part];
+  return std::min_element(size.begin(), size.end()) - size.begin();
+}
+
+// Channels for the requests from `first` on: every part of the batch has devices of its own.
 void Server::place(size_t first) {
   if (!needs_units(system_->scheduler()) || first == running_.size()) return;
   const int64_t channels = system_->device().memory.channels;
-  const int64_t fresh = static_cast<int64_t>(running_.size() - first);
-  std::vector<int64_t> to;
-  if (options_.balanced) {
-    std::vector<int64_t> loads(channels), costs(fresh);
+  for (int64_t part = 0; part < system_->split().parts(); ++part) {
     const auto cost = [&](const Running& r) {
       return estimate_attention(system_->device(), system_->shape(), r.request.prompt + r.generated, {});
     };
-    for (size_t i = 0; i < first; ++i) loads[running_[i].channel] += cost(running_[i]);
-    for (int64_t i = 0; i < fresh; ++i) costs[i] = cost(running_[first + i]);
-    to = pack_min_load(costs, &loads);
-  } else {
-    to = pack_round_robin(fresh, channels, turn_);
-    turn_ += fresh;
+    std::vector<int64_t> loads(channels), costs;
+    std::vector<size_t> fresh;
+    for (size_t i = 0; i < running_.size(); ++i) {
+      if (running_[i].part != part) continue;
+      if (i < first) {
+        loads[running_[i].channel] += cost(running_[i]);
+      } else {
+        fresh.push_back(i);
+        costs.push_back(cost(running_[i]));
+      }
+    }
+    const int64_t count = static_cast<int64_t>(fresh.size());
+    const auto to = options_.balanced ? pack_min_load(costs, &loads) : pack_round_robin(count, channels, turn_);
+    turn_ += count;
+    for (int64_t i = 0; i < count; ++i) running_[fresh[i]].channel = to[i];
   }
-  for (int64_t i = 0; i < fresh; ++i) running_[first + i].channel = to[i];
 }
 
 bool Server::advance(int64_t stages) {

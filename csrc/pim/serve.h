@@ -43,11 +43,11 @@ class Server {
  private:
   struct Running {
     Request request;
-    int64_t index, generated, channel;
-    double joined_ns = 0;
+    int64_t generated, channel, part;
   };
   bool admit(Stage* stage);
   void place(size_t first);
+  int64_t least_filled() const;
 
   System* system_;
   std::vector<Request> requests_;  // by arrival

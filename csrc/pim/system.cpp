@@ -54,7 +54,8 @@ System::System(const Device& device, const Model& model, const Split& split, Sch
     : rates_(device), model_(model), split_(split), scheduler_(scheduler) {}
 
 AttentionShape System::shape() const {
-  return {ceil_div(model_.kv_heads, split_.tensor), model_.head_dim, model_.group(), model_.value_bytes};
+  const int64_t kv_heads = ceil_div(model_.kv_heads, split_.tensor);  // a KV head lies on all devices that need it
+  return {kv_heads, model_.head_dim, ceil_div(ceil_div(model_.heads, split_.tensor), kv_heads), model_.value_bytes};
 }
 
 const System::Gemv& System::gemv(int64_t len) {
@@ -120,7 +121,7 @@ Work System::decode_attention(const Batch& b) const {
     softmax += vector_ns(device().processor, VectorOp::softmax, s.kv_heads * s.group, len);
     w.flops += 4.0 * double(s.kv_heads * s.group) * double(len) * double(s.head_dim);
     w.read_bytes += 2.0 * double(s.kv_heads * s.head_dim * model_.value_bytes) * double(len);
-    w.write_bytes += 2.0 * double(s.kv_heads * s.head_dim * model_.value_bytes);  // the new key and value
+    w.write_bytes += double(s.kv_heads * s.group * s.head_dim * model_.value_bytes);
   }
   w.compute_ns = std::max(w.compute_ns, softmax);  // vector units take one head's while the arrays take the next
   return w;
@@ -199,7 +200,7 @@ void System::rest(const Batch& b, StageReport* r) const {
   run(Part::vector, elementwise(VectorOp::layer_norm, b.rows, model_.hidden), 1, r);
 }
 
-StageReport System::layer(const Batch& b, bool with_experts, const std::vector<int64_t>& tokens) {
+StageReport System::layer(const Batch& b, bool with_experts, double experts_ns) {
   StageReport r;
   if (b.rows == 0) return r;
   qkv(b, &r);
@@ -218,16 +219,25 @@ StageReport System::layer(const Batch& b, bool with_experts, const std::vector<i
   }
   rest(b, &r);
   if (with_experts) {
-    experts(b, tokens, &r);
+    run(Part::experts, gemm(b.rows, model_.hidden, model_.experts), 1, &r);  // the gate
+    pass(Part::experts, experts_ns, &r);
+    const double bytes = double(b.rows * model_.top_k * model_.hidden * model_.value_bytes);
+    communicate(bytes / double(split_.tensor), true, 2, &r);
+    communicate(double(b.rows * model_.hidden * model_.value_bytes), false, 1, &r);
+    run(Part::vector, elementwise(VectorOp::add, b.rows, model_.hidden), 1, &r);
   } else {
-    const int64_t width = ceil_div(model_.intermediate, split_.tensor);
-    run(Part::ffn, gemm(b.rows, model_.hidden, (model_.ffn_matrices - 1) * width), 1, &r);
-    run(Part::vector, elementwise(VectorOp::activation, b.rows, width), 1, &r);
-    run(Part::ffn, gemm(b.rows, width, model_.hidden), 1, &r);
+    feed_forward(b, &r);
   }
-  communicate(double(b.rows * model_.hidden * model_.value_bytes), false, 1, &r);
-  run(Part::vector, elementwise(VectorOp::add, b.rows, model_.hidden), 1, &r);
   return r;
+}
+
+void System::feed_forward(const Batch& b, StageReport* r) const {
+  const int64_t width = ceil_div(model_.intermediate, split_.tensor);
+  run(Part::ffn, gemm(b.rows, model_.hidden, (model_.ffn_matrices - 1) * width), 1, r);
+  run(Part::vector, elementwise(VectorOp::activation, b.rows, width), 1, r);
+  run(Part::ffn, gemm(b.rows, width, model_.hidden), 1, r);
+  communicate(double(b.rows * model_.hidden * model_.value_bytes), false, 1, r);
+  run(Part::vector, elementwise(VectorOp::add, b.rows, model_.hidden), 1, r);
 }
 
 // Decoding at the banks: a channel's requests one after another, channels side by side.
@@ -247,8 +257,9 @@ double System::units_attention(const Batch& b, StageReport* r) {
     const double one = vector_ns(device().processor, VectorOp::softmax, s.kv_heads * s.group, len);
     softmax += one;
     first = std::max(first, one);
-    moved.write_bytes +=
-        double(model_.value_bytes) * (heads * double(len + s.head_dim) + 2.0 * double(s.kv_heads * s.head_dim));
+    const double values = double(model_.value_bytes) * heads * double(len + s.head_dim);
+    moved.write_bytes += values;
+    r->external_bytes += n * values;  // results, as many as vectors; their energy is the units'
     r->pim_flops += n * 4.0 * heads * double(len) * double(s.head_dim);
     r->pim_bytes += n * 2.0 * double(s.kv_heads * s.head_dim * model_.value_bytes) * double(len);
     r->pim_pj += n * (g.logits.pj + g.context.pj);
@@ -265,37 +276,49 @@ double System::units_attention(const Batch& b, StageReport* r) {
   return std::max(slowest(logits), softmax) + first;
 }
 
-// Processor and near processor: prompts on the one, decoding on the other.
+// Prompts are the processor's, decoding is whose it is sooner done on.
 void System::near_attention(const Batch& b, StageReport* r) const {
   const Work prompts = prefill_attention(b), decode = decode_attention(b);
-  const double near = b.decode.empty() ? 0 : near_ns(decode.flops, decode.read_bytes);
+  const double bytes = decode.read_bytes + decode.write_bytes;
   const double ahead = b.prefill.empty() ? 0 : ns_of(prompts, 1);
+  const double near = b.decode.empty() ? 0 : near_ns(decode.flops, bytes);
+  const double own = b.decode.empty() ? 0 : ns_of(decode, 1);
+  const bool both = scheduler_ == Scheduler::co_processing;
+  const double with_near = both ? std::max(ahead, near) : ahead + near;
   spend(prompts, r);
-  if (!b.decode.empty()) near_spend(decode.flops, decode.read_bytes, r);
-  pass(Part::attention, scheduler_ == Scheduler::co_processing ? std::max(ahead, near) : ahead + near, r);
+  if (with_near <= ahead + own) near_spend(decode.flops, bytes, r);
+  else spend(decode, r);
+  pass(Part::attention, std::min(with_near, ahead + own), r);
+  // A prompt's keys and values go to where decoding reads them.
+  Work moved;
+  const AttentionShape s = shape();
+  for (int64_t len : b.prefill)
+    moved.read_bytes += 2.0 * double(s.kv_heads * s.head_dim * model_.value_bytes) * double(len);
+  moved.write_bytes = moved.read_bytes;
+  run(Part::attention, moved, 0, r);
 }
 
-void System::experts(const Batch& b, const std::vector<int64_t>& tokens, StageReport* r) const {
-  const int64_t here = split_.split_experts ? model_.experts / std::max<int64_t>(1, split_.data)
-                                            : ceil_div(model_.experts, split_.tensor * split_.data);
-  const int64_t width = split_.split_experts ? ceil_div(model_.intermediate, split_.tensor) : model_.intermediate;
-  run(Part::experts, gemm(b.rows, model_.hidden, model_.experts), 1, r);  // the gate
+// Experts lie over nodes or over all devices; a device's own are served by one processor each.
+System::Experts System::experts(const std::vector<int64_t>& tokens) const {
+  Experts all;
+  const int64_t hosts = split_.split_experts ? split_.data : split_.tensor * split_.data;
+  const int64_t here = ceil_div(model_.experts, hosts);
   // More devices than experts: one expert over several.
-  const int64_t over = split_.split_experts ? 1 : std::max<int64_t>(1, split_.tensor * split_.data / model_.experts);
-  double slowest = 0, busy = 0;
-  for (int64_t first = 0; first < model_.experts; first += here) {  // every device that holds others
-    std::vector<int64_t> n(tokens.begin() + first, tokens.begin() + std::min(first + here, model_.experts));
+  const int64_t over = split_.split_experts ? split_.tensor : std::max<int64_t>(1, hosts / model_.experts);
+  const int64_t width = ceil_div(model_.intermediate, over);
+  double busy = 0;
+  for (int64_t first = 0; first < model_.experts; first += here) {
+    const std::vector<int64_t> n(tokens.begin() + first, tokens.begin() + std::min(first + here, model_.experts));
     std::vector<Work> work(n.size());
     std::vector<double> processor(n.size()), near(n.size());
+    double on_processor = 0, on_near = 0;
     for (size_t e = 0; e < n.size(); ++e) {
       if (n[e] == 0) continue;
-      work[e] = gemm(n[e], model_.hidden, (model_.ffn_matrices - 1) * width / over);
-      work[e] += gemm(n[e], width / over, model_.hidden);
-      processor[e] = ns_of(work[e], 1);
-      near[e] = needs_near(scheduler_) ? near_ns(work[e].flops, work[e].read_bytes) : 0;
+      work[e] = gemm(n[e], model_.hidden, (model_.ffn_matrices - 1) * width);
+      work[e] += gemm(n[e], width, model_.hidden);
+      on_processor += processor[e] = ns_of(work[e], 1);
+      if (needs_near(scheduler_)) on_near += near[e] = near_ns(work[e].flops, work[e].read_bytes + work[e].write_bytes);
     }
-    double on_processor = 0, on_near = 0;
-    for (size_t e = 0; e < n.size(); ++e) on_processor += processor[e], on_near += near[e];
     std::vector<bool> is_near(n.size());
     double ns = on_processor;
     if (scheduler_ == Scheduler::co_processing) {
@@ -304,22 +327,18 @@ void System::experts(const Batch& b, const std::vector<int64_t>& tokens, StageRe
     } else if (scheduler_ == Scheduler::duplex && on_near < on_processor) {
       ns = on_near, is_near.assign(n.size(), true);
     }
-    slowest = std::max(slowest, ns);
-    StageReport share;
+    all.ns = std::max(all.ns, ns);
     for (size_t e = 0; e < n.size(); ++e) {
-      if (is_near[e]) near_spend(work[e].flops, work[e].read_bytes, &share);
-      else spend(work[e], &share);
+      StageReport one;
+      if (is_near[e]) near_spend(work[e].flops, work[e].read_bytes + work[e].write_bytes, &one);
+      else spend(work[e], &one);
+      busy += one.pim_busy_ns;
+      one.pim_busy_ns = 0;
+      all.spent += times(one, double(over) / double(split_.tensor));  // spend counts a node's devices
     }
-    busy += share.pim_busy_ns;
-    share.pim_busy_ns = 0;
-    // An expert lies on the devices of one node or on `over` devices, and every data group comes by here.
-    *r += times(share,
-                split_.split_experts ? 1.0 / double(split_.data) : double(over) / double(split_.tensor * split_.data));
   }
-  r->pim_busy_ns += busy * double(here) / double(model_.experts);
-  pass(Part::experts, slowest, r);
-  const double bytes = double(b.rows * model_.top_k * model_.hidden * model_.value_bytes);
-  communicate(bytes / double(split_.tensor), true, 2, r);
+  all.spent.pim_busy_ns = busy * double(here) / double(model_.experts);
+  return all;
 }
 
 // Tokens of each expert when every token takes top_k different ones at random.
@@ -344,6 +363,18 @@ std::vector<int64_t> System::expert_tokens(int64_t tokens, uint64_t seed) const 
   return count;
 }
 
+std::pair<double, double> System::overlapped(double processor_ns, double units_ns) const {
+  if (processor_ns <= 0 || units_ns <= 0) return {processor_ns, units_ns};
+  const double a = rates_.transfer_stretch(), b = rates_.gemv_stretch();
+  const double both = std::min(processor_ns * a, units_ns * b);  // until one is done
+  return {both + processor_ns - both / a, both + units_ns - both / b};
+}
+
+double System::idle_mw() const {
+  const Energy& e = device().energy;
+  return (e.background_mw + e.extra_row_buffer_mw) * double(device().memory.channels) * double(split_.devices());
+}
+
 // Two sub-batches by turns (NeuPIMs, figure 11): A, B, then C and D for every further layer, E, F.
 StageReport System::interleaved_layers(const Batch& whole, const std::vector<int64_t>& half, int64_t layers) {
   Batch parts[2];
@@ -359,32 +390,16 @@ StageReport System::interleaved_layers(const Batch& whole, const std::vector<int
     qkv(b, &before[h]);
     units[h] = units_attention(b, &attention[h]);
     rest(b, &after[h]);
-    const int64_t width = ceil_div(model_.intermediate, split_.tensor);
-    run(Part::ffn, gemm(b.rows, model_.hidden, (model_.ffn_matrices - 1) * width), 1, &after[h]);
-    run(Part::vector, elementwise(VectorOp::activation, b.rows, width), 1, &after[h]);
-    run(Part::ffn, gemm(b.rows, width, model_.hidden), 1, &after[h]);
-    communicate(double(b.rows * model_.hidden * model_.value_bytes), false, 1, &after[h]);
-    run(Part::vector, elementwise(VectorOp::add, b.rows, model_.hidden), 1, &after[h]);
+    feed_forward(b, &after[h]);
   }
-  // Both sides take longer while both are at work; what the units need beyond the arrays' side is attention's.
+  // What the units need beyond the arrays' side is attention's.
   const auto together = [&](const StageReport& side, double units_ns) {
     StageReport r = side;
-    double processor = side.ns;
-    if (units_ns > 0 && processor > 0) {
-      const double a = rates_.transfer_stretch(), b = rates_.gemv_stretch();
-      if (processor * a <= units_ns * b) {
-        processor *= a;
-        units_ns += processor * (1 - 1 / b);
-      } else {
-        const double both = units_ns * b;
-        processor += both * (1 - 1 / a);
-        units_ns = both;
-      }
-    }
+    const auto [processor, beside] = overlapped(side.ns, units_ns);
     if (side.ns > 0)
       for (double& part : r.part_ns) part *= processor / side.ns;
     r.ns = processor;
-    if (units_ns > processor) pass(Part::attention, units_ns - processor, &r);
+    if (beside > processor) pass(Part::attention, beside - processor, &r);
     return r;
   };
   StageReport r = before[0];           // A
@@ -418,51 +433,59 @@ System::Batch System::batch_of(const Stage& stage, const std::vector<int64_t>& r
 
 StageReport System::step(const Stage& stage, uint64_t seed) {
   StageReport total;
-  int64_t tokens = static_cast<int64_t>(stage.decode.size());
-  for (int64_t len : stage.prefill) tokens += len;
-  if (tokens == 0) return total;
-  const std::vector<int64_t> expert = model_.experts > 0 ? expert_tokens(tokens, seed) : std::vector<int64_t>{};
-
-  double slowest = 0;
-  StageReport slow;
-  for (int64_t d = 0; d < split_.data; ++d) {
-    StageReport group;
-    for (int64_t p = 0; p < split_.pipeline; ++p) {  // a device takes the groups of a pipeline one after another
-      const int64_t part = d * split_.pipeline + p, parts = split_.data * split_.pipeline;
-      std::vector<int64_t> requests, prompts;
-      for (int64_t i = part; i < static_cast<int64_t>(stage.decode.size()); i += parts) requests.push_back(i);
-      for (int64_t i = part; i < static_cast<int64_t>(stage.prefill.size()); i += parts) prompts.push_back(i);
-      const Batch b = batch_of(stage, requests, prompts);
-      const int64_t with_experts = model_.expert_layers();
-      // Each of the pipeline's devices has layers / pipeline of them at any time: so does this one.
-      const double share = 1.0 / double(split_.pipeline);
-      StageReport layers = times(layer(b, false, expert), double(model_.layers - with_experts));
-      if (with_experts > 0) layers += times(layer(b, true, expert), double(with_experts));
+  if (stage.decode.empty() && stage.prefill.empty()) return total;
+  const int64_t parts = split_.parts();
+  const auto members = [&](const std::vector<int64_t>& part_of, size_t count, int64_t part) {
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < count; ++i)
+      if ((part_of.empty() ? static_cast<int64_t>(i) % parts : part_of[i]) == part)
+        found.push_back(static_cast<int64_t>(i));
+    return found;
+  };
+  const int64_t with_experts = model_.expert_layers();
+  const double share = 1.0 / double(split_.pipeline);  // a device has so much of the layers
+  for (int64_t p = 0; p < split_.pipeline; ++p) {      // it takes the parts of a pipeline one after another
+    std::vector<Batch> groups;
+    std::vector<int64_t> ends;  // sequences whose next token is asked for
+    int64_t tokens = 0;
+    for (int64_t d = 0; d < split_.data; ++d) {
+      const int64_t part = p * split_.data + d;
+      const auto requests = members(stage.decode_part, stage.decode.size(), part);
+      const auto prompts = members(stage.prefill_part, stage.prefill.size(), part);
+      groups.push_back(batch_of(stage, requests, prompts));
+      ends.push_back(static_cast<int64_t>(requests.size() + prompts.size()));
+      tokens += groups.back().rows;
+    }
+    Experts routed;
+    if (with_experts > 0 && tokens > 0) routed = experts(expert_tokens(tokens, seed * 31 + uint64_t(p)));
+    total += times(routed.spent, double(with_experts));
+    total.pim_busy_ns -= routed.spent.pim_busy_ns * double(with_experts) * (1 - share);
+    StageReport slowest;
+    double busy = 0;
+    for (int64_t d = 0; d < split_.data; ++d) {  // groups wait for each other
+      const Batch& b = groups[d];
+      StageReport layers = times(layer(b, false, 0), double(model_.layers - with_experts));
+      if (with_experts > 0) layers += times(layer(b, true, routed.ns), double(with_experts));
       const bool can_interleave = b.prefill.empty() && with_experts == 0 && b.decode.size() > 1;
       if (can_interleave && (scheduler_ == Scheduler::interleaved || scheduler_ == Scheduler::neupims)) {
         const StageReport two = interleaved_layers(b, halve_batch(b.channel, device().memory.channels), model_.layers);
         if (scheduler_ == Scheduler::interleaved || two.ns < layers.ns) layers = two;
       }
-      const double ns = layers.ns;
-      StageReport whole = layers;  // time is one device's share, bytes and energy are all devices'
-      whole.ns = ns * share;
-      for (double& x : whole.part_ns) x *= share;
-      whole.pim_busy_ns *= share;
-      if (model_.vocab > 0) {
-        const int64_t rows = static_cast<int64_t>(requests.size() + prompts.size());
-        run(Part::head, gemm(rows, model_.hidden, ceil_div(model_.vocab, split_.tensor)), 1, &whole);
-      }
-      group += whole;
+      layers.ns *= share;  // time is one device's, bytes and energy are all devices'
+      for (double& x : layers.part_ns) x *= share;
+      layers.pim_busy_ns *= share;
+      if (model_.vocab > 0)
+        run(Part::head, gemm(ends[d], model_.hidden, ceil_div(model_.vocab, split_.tensor)), 1, &layers);
+      busy += layers.pim_busy_ns / double(split_.data);
+      if (layers.ns > slowest.ns) slowest.ns = layers.ns, slowest.part_ns = layers.part_ns;
+      layers.ns = layers.pim_busy_ns = 0;
+      layers.part_ns = {};
+      total += layers;
     }
-    if (group.ns > slowest) slowest = group.ns, slow = group;
-    total += group;
+    slowest.pim_busy_ns = busy;
+    total += slowest;
   }
-  total.ns = slowest;
-  total.part_ns = slow.part_ns;
-  total.pim_busy_ns = slow.pim_busy_ns;
-  const Energy& e = device().energy;
-  total.background_pj =
-      slowest * (e.background_mw + e.extra_row_buffer_mw) * double(device().memory.channels) * double(split_.devices());
+  total.background_pj = total.ns * idle_mw();
   return total;
 }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "pim/model.h"
@@ -31,9 +32,10 @@ constexpr int kParts = 8;
 const char* name_of(Part part);
 
 struct Stage {
-  std::vector<int64_t> decode;   // keys of each sequence, the new token's among them
-  std::vector<int64_t> channel;  // that holds its keys (units at the banks only)
-  std::vector<int64_t> prefill;  // tokens of each prompt that joins
+  std::vector<int64_t> decode;                     // keys of each sequence, the new token's among them
+  std::vector<int64_t> channel;                    // that holds its keys (units at the banks only)
+  std::vector<int64_t> prefill;                    // tokens of each prompt that joins
+  std::vector<int64_t> decode_part, prefill_part;  // of the batch, in which each is; empty: by turns
 };
 
 struct StageReport {
@@ -65,6 +67,10 @@ class System {
   double processor_ns(int64_t rows, int64_t out, int64_t in) const { return ns_of(gemm(rows, in, out), 1); }
   // Cycles of a sequence's attention in its channel.
   double attention_cycles(int64_t len);
+  // How long a processor's stretch of work and the units' take side by side: both are slower while both are at work.
+  std::pair<double, double> overlapped(double processor_ns, double units_ns) const;
+  // Milliwatts of all memories while nothing is done.
+  double idle_mw() const;
 
  private:
   struct Batch;  // the tokens of a layer on one device
@@ -86,11 +92,17 @@ class System {
   void spend(const Work& w, StageReport* r) const;
   void communicate(double bytes, bool between_nodes, int64_t times, StageReport* r) const;
 
-  StageReport layer(const Batch& b, bool with_experts, const std::vector<int64_t>& tokens);
+  // Experts of a layer on all devices: how long the slowest takes, and what all spend.
+  struct Experts {
+    double ns = 0;
+    StageReport spent;
+  };
+  StageReport layer(const Batch& b, bool with_experts, double experts_ns);
   StageReport interleaved_layers(const Batch& whole, const std::vector<int64_t>& half, int64_t layers);
   void qkv(const Batch& b, StageReport* r) const;
   void rest(const Batch& b, StageReport* r) const;
-  void experts(const Batch& b, const std::vector<int64_t>& tokens, StageReport* r) const;
+  void feed_forward(const Batch& b, StageReport* r) const;
+  Experts experts(const std::vector<int64_t>& tokens) const;
   double units_attention(const Batch& b, StageReport* r);
   void near_attention(const Batch& b, StageReport* r) const;
   double near_ns(double flops, double bytes) const;

@@ -67,7 +67,7 @@ def test_bits_do_not_depend_on_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results += [ops.pim_gemv(x, banks, 280, 512, 16, channels=channels) for channels in (1, 4, 32)]
+            results += [ops.pim_gemv(x, banks, 280, 512, 16, channels=channels) for channels in (1, 4, 32, 2**60)]
     finally:
         torch.set_num_threads(before)
     assert all(same_bits(r, results[0]) for r in results)

@@ -37,6 +37,11 @@ class Checker:
         if not holds:
             self.problems.append(f"{what}: {command}")
 
+    def bundle(self, first: tuple[int, int]) -> set[tuple[int, int]]:
+        """The banks of a near access, by its first."""
+        start = first[0] * self.per_rank + first[1]
+        return {divmod(b, self.per_rank) for b in range(start, start + self.p["banks_per_access"])}
+
     def group(self, rank: int, bank: int) -> tuple[int, int]:
         return rank, bank // self.per_group
 
@@ -50,7 +55,7 @@ class Checker:
         buses: dict[int, list[int]] = defaultdict(list)
         opened: dict[tuple[int, int], int] = {}  # units' rows: when
         unit_closed = -(10**9)
-        comp_end = comp_start = vector_ready = near_read = -(10**9)
+        comp_end = vector_ready = near_read = -(10**9)
         sum_start: int | None = None
         sum_end = -(10**9)
         refreshed: dict[int, list[int]] = defaultdict(list)
@@ -71,6 +76,9 @@ class Checker:
             if op == "activate":
                 b = rows[key]
                 need(not b.open, "activates an open row")
+                need(
+                    not any(n.open and (rank, bank) in self.bundle(k) for k, n in near.items()), "bank of a near access"
+                )
                 need(cycle >= b.precharged + t["tRP"], "tRP")
                 need(cycle >= b.activated + t["tRAS"] + t["tRP"], "tRC")
                 if p.get("row_buffers") == 1:
@@ -135,7 +143,6 @@ class Checker:
                 need(not opened or cycle >= max(opened.values()) + t["tRCD"], "tRCD of the units' rows")
                 need(cycle >= comp_end, "products overlap")
                 need(cycle >= vector_ready, "products before their vector")
-                comp_start = cycle
                 sum_start = cycle if sum_start is None else sum_start
                 comp_end = cycle + count * p["comp_interval"]
                 sum_end = max(comp_end, sum_start + p["least_comps"] * p["comp_interval"])
@@ -153,9 +160,14 @@ class Checker:
                 need(not b.open and cycle >= b.precharged + t["tRP"], "near row open, or tRP")
                 late = (p["activations_per_access"] - 1) // 4 * t["tFAW"]
                 b.open, b.row, b.activated = True, row, cycle + late
-                for i in range(0, p["activations_per_access"], 4):
-                    step = (cycle + i // 4 * t["tFAW"], min(4, p["activations_per_access"] - i), False)
-                    acts[rank].append((*step, self.group(rank, bank)))
+                mine = self.bundle(key)
+                for other in mine:
+                    need(not rows[other].open, "near access to a bank that is open")
+                    need(cycle >= rows[other].precharged + t["tRP"], "tRP of a bank before a near access")
+                for r in {r for r, _ in mine}:
+                    for i in range(0, p["activations_per_access"], 4):
+                        step = (cycle + i // 4 * t["tFAW"], min(4, p["activations_per_access"] - i), False)
+                        acts[r].append((*step, self.group(r, min(x for y, x in mine if y == r))))
             elif op == "near_read":
                 b = near[key]
                 need(b.open and b.row == row and cycle >= b.activated + t["tRCD"], "near read without its row")
@@ -172,7 +184,6 @@ class Checker:
         for cycles in refreshed.values():
             for i, cycle in enumerate(cycles):  # as many as due, at most eight late or early
                 self.need(abs(cycle - (i + 1) * t["tREFI"]) <= 8 * t["tREFI"], (cycle,), "tREFI")
-        del comp_start
         return self.problems
 
     def activations(self, acts: dict[int, list[tuple[int, int, bool, tuple]]]) -> None:

@@ -28,6 +28,11 @@ def variants(draw) -> Device:
         )
     ):
         device = device.replace(f"timing.{name}", draw(st.integers(24, 60) if name == "tFAW" else st.integers(1, 24)))
+    if device.get("pim.kind") == "banks":
+        device = device.replace("pim.banks_per_activation", draw(st.sampled_from([1, 2, 4])))
+    if device.get("pim.kind") == "near":
+        device = device.replace("pim.banks_per_access", draw(st.sampled_from([2, 8, 16, 32])))
+        device = device.replace("pim.activations_per_access", draw(st.sampled_from([1, 3, 4, 8])))
     t = {name: c.value for name, c in device.constants["timing"].items()}
     if t["tRAS"] < t["tRCD"]:
         device = device.replace("timing.tRAS", t["tRCD"])

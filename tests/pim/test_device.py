@@ -52,6 +52,7 @@ def write(path: Path, **changes: object) -> Path:
         ),
         ({"timing__tRAS": [13, "paper"]}, "timing.tRAS: expected at least tRCD (14), got 13"),
         ({"timing__tREFI": [1000, "paper"]}, "timing.tREFI: expected more than 4 tRFC (1040), got 1000"),
+        ({"timing__tREFI": [700, "paper"], "timing__tRFC": [10, "paper"]}, "timing.tREFI: expected at least 16 (tRAS"),
         ({"pim__kind": ["banks", "paper"]}, "pim.row_buffers: expected a value with its source"),
         ({"processor__kind": ["tpu", "paper"]}, "processor.kind: expected 'systolic' or 'roofline', got 'tpu'"),
         ({"base": "nowhere"}, "expected a device file, got nothing"),
@@ -107,3 +108,24 @@ def test_energies_of_events_from_currents_by_hand() -> None:
     assert energy["comp"] == pytest.approx(4 * energy["read"])
     assert energy["gwrite"] == pytest.approx(16 * energy["read"])
     assert energy["extra_row_buffer_mw"] == energy["background_mw"] == pytest.approx(2 * 1.2 * 55)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, words",
+    [
+        ("neupims", "pim.comp_bytes", 1, "pim.comp_bytes: expected a power of two from 2 to 128"),
+        ("neupims", "pim.comp_bytes", 256, "pim.comp_bytes: expected a power of two from 2 to 128"),
+        ("neupims", "pim.banks_per_activation", 8, "pim.banks_per_activation: expected at most 4"),
+        ("duplex", "pim.activations_per_access", 6, "expected 1 to 4 or a multiple of 4, got 6"),
+        (
+            "duplex",
+            "pim.banks_per_access",
+            5,
+            "pim.banks_per_access: expected a divisor of the banks of a channel (32)",
+        ),
+    ],
+)
+def test_units_that_cannot_be(name: str, key: str, value: int, words: str) -> None:
+    with pytest.raises(DeviceError) as error:
+        Device.load(name).replace(key, value)
+    assert words in str(error.value)

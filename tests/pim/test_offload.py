@@ -171,9 +171,9 @@ def test_experts_are_divided_and_added_once() -> None:
         near = moe.panels.near
         routing = moe.router(x)
         tokens = torch.bincount(routing.ids.flatten().long(), minlength=8)
-        order = tokens.argsort(stable=True).tolist()
-        chosen = [near[e] for e in order]
-        assert chosen == sorted(chosen, reverse=True) and any(near)
+        sections = tokens.view(2, 4).sum(0)  # expert e lies in section e mod 4
+        chosen = [near[s] for s in sections.argsort(stable=True).tolist()]
+        assert chosen == sorted(chosen, reverse=True) and any(near) and near[:4] == near[4:]
         assert torch.equal(moe(x[:0]), x[:0])
 
 
@@ -206,8 +206,9 @@ def test_a_mixture_of_experts_model() -> None:
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: offload(torch.nn.Linear(2, 2), "npu"), "expected one with processing in memory, got npu"),
+        (lambda: offload(torch.nn.Sequential(), "npu"), "expected one with processing in memory, got npu"),
         (lambda: offload(torch.nn.Linear(2, 2), "neupims", dtype=torch.float32), "dtype: expected float16 or bfloat16"),
+        (lambda: offload(torch.nn.Linear(2, 2), "neupims"), "expected a model that holds layers, got a Linear"),
         (lambda: offload(MoE(8, 8, 2, 1).pack_("bf16"), "duplex"), "expected experts as parameters, got panels"),
         (lambda: offload(MoE(8, 8, 2, 1, activation="swiglu_oai"), "duplex"), "got activation 'swiglu_oai'"),
         (lambda: BankedKVCache("neupims", 1, 1, 8, 1, 96), "head_dim: expected a divisor of the 512 values"),
@@ -227,3 +228,7 @@ def test_layers_that_are_skipped_stay() -> None:
     assert [o.name for o in model.offloaded] == ["1"]
     offload(model, "neupims", linears=False)
     assert model.offloaded == []
+    model.double()
+    assert model[1].banks.dtype == torch.float16 and model[0].bias.dtype == torch.float64
+    attention = offload(torch.nn.MultiheadAttention(8, 2), "neupims")  # its projection is more than a layer
+    assert attention.offloaded == [] and attention(*[torch.zeros(3, 1, 8)] * 3)[0].shape == (3, 1, 8)

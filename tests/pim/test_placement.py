@@ -25,13 +25,9 @@ def test_greedy_packing_keeps_its_bound(costs: list[int], channels: int) -> None
     """Algorithm 2 in order of descending cost: at most 4/3 - 1/(3m) of the best (Graham 1969)."""
     to, loads = pim.pack_min_load(costs, [0] * channels)
     assert [sum(c for c, t in zip(costs, to, strict=True) if t == i) for i in range(channels)] == list(loads)
-    floor = max(max(costs), -(-sum(costs) // channels))
-    rest = sorted(costs, reverse=True)
-    if len(costs) > channels:  # two of the m + 1 longest share a channel
-        floor = max(floor, rest[channels - 1] + rest[channels])
-    assert max(loads) <= (4 / 3 - 1 / (3 * channels)) * floor + 1e-9 or len(costs) > 8
-    best = _optimum(costs, channels) if len(costs) <= 7 else floor * (4 / 3 + 1)
-    assert max(loads) <= (4 / 3 - 1 / (3 * channels)) * best + 1e-9
+    assert max(loads) <= sum(costs) / channels + (1 - 1 / channels) * max(costs) + 1e-9  # of any greedy packing
+    if len(costs) <= 7:
+        assert max(loads) <= (4 / 3 - 1 / (3 * channels)) * _optimum(costs, channels) + 1e-9
 
 
 def _optimum(costs: list[int], channels: int) -> int:

@@ -44,6 +44,9 @@ def test_arrivals() -> None:
         ("a.csv", "arrival_s,prompt_tokens,output_tokens\n5,10,3\n6.5,20,4\n"),
         ("a.tsv", "input_toks\toutput_toks\n10\t3\n20\t4\n"),
         ("a.jsonl", '{"timestamp": 5, "prompt": 10, "output": 3}\n{"timestamp": 6.5, "prompt": 20, "output": 4}\n'),
+        ("a.json", '[{"arrived_at": 5, "prompt": 10, "output": 3}, {"arrived_at": 6.5, "prompt": 20, "output": 4}]'),
+        ("a.csv", "\ufeffarrival_timestamp,prompt_size,token_size\n5,10,3\n6.5,20,4\n"),
+        ("a.csv", "timestamp,prompt,output\n2024-05-10T00:00:00Z,10,3\n2024-05-10 00:00:01.500000+00:00,20,4\n"),
         ("a.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:00:00.0,10,3\n2023-11-16 18:00:01.5,20,4\n"),
     ],
 )
@@ -59,8 +62,9 @@ def test_traces(name: str, text: str, tmp_path) -> None:
     [
         ("prompt,output\n", "expected requests, got none"),
         ("prompt,answers\n1,2\n", "expected a column output_tokens or output"),
+        ("arrival_ms,prompt,output\n1,2,3\n", "expected times in a column arrival_s or"),
         ("prompt,output\n1,two\n", "request 1: expected numbers"),
-        ("prompt,output\n1,0\n", "request 0: expected a prompt and an output of 1 or more tokens"),
+        ("prompt,output\n1,0\n", "request 1: expected a prompt and an output of 1 or more tokens"),
     ],
 )
 def test_wrong_traces(text: str, words: str, tmp_path) -> None:
@@ -93,6 +97,7 @@ def test_shipped_models_have_their_published_sizes(name: str) -> None:
         ({"hidden_size": None}, "hidden_size or n_embd or d_model: expected a positive integer, got nothing"),
         ({"num_hidden_layers": 0}, "num_hidden_layers: expected a positive integer, got 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor of 8 heads, got 3"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank: expected none, which is not modelled, got 512"),
         ({"num_local_experts": 4}, "num_experts_per_tok: expected 1 to 4, got nothing"),
         ({"num_local_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok: expected 1 to 4, got 5"),
     ],
@@ -102,3 +107,22 @@ def test_wrong_configurations(changes: dict, words: str) -> None:
     with pytest.raises(ValueError) as error:
         ModelShape.load({k: v for k, v in config.items() if v is not None})
     assert words in str(error.value)
+
+
+def test_one_shared_kv_head() -> None:
+    config = {
+        "model_type": "falcon",
+        "hidden_size": 4544,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 71,
+        "vocab_size": 65024,
+    }
+    assert ModelShape.load({**config, "multi_query": True}).kv_heads == 1
+    assert ModelShape.load(config).kv_heads == 71
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '[{"prompt": 1'])
+def test_wrong_json(text: str, tmp_path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a.json: expected (JSON|objects)"):
+        Workload.file(tmp_path / "a.json")

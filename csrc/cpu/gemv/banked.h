@@ -23,7 +23,7 @@ template <class T>
 void pim_gemv_typed(const PimGemvProblem& p, const Parallel& parallel) {
   using C = decltype(to_float(T()));
   const bool worth_threads = p.batch * p.rows * p.out * p.in > 1 << 15;
-  parallel.for_each(p.channels, worth_threads, [&](int64_t channel) {
+  parallel.for_each(std::min(p.channels, p.tiles), worth_threads, [&](int64_t channel) {
     C products[PimGemvProblem::kMostLanes];
     std::vector<C> x(static_cast<size_t>(p.in)), row(x.size());
     for (int64_t b = 0; b < p.batch; ++b) {

@@ -138,6 +138,9 @@ def contradictions(values: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"{section}.{name}: expected a divisor of {of} ({whole}), got {part}"
 
     yield from divides("memory", "access_bytes", memory["row_bytes"], "memory.row_bytes")
+    least = 16 * (timing["tRAS"] + timing["tRP"])  # rows that open and close between refreshes
+    if timing["tREFI"] < least:
+        yield f"timing.tREFI: expected at least 16 (tRAS + tRP) = {least}, got {timing['tREFI']}"
     if timing["tRAS"] < timing["tRCD"]:
         yield f"timing.tRAS: expected at least tRCD ({timing['tRCD']}), got {timing['tRAS']}"
     if timing["tFAW"] < timing["tRRD_L"]:
@@ -147,5 +150,18 @@ def contradictions(values: dict[str, dict[str, Any]]) -> Iterator[str]:
     if pim.get("kind") == "banks":
         yield from divides("pim", "comp_bytes", memory["row_bytes"], "memory.row_bytes")
         yield from divides("pim", "banks_per_activation", banks // memory["ranks"], "the banks of a rank")
+        if pim["banks_per_activation"] > 4:
+            yield f"pim.banks_per_activation: expected at most 4, as tFAW lets open, got {pim['banks_per_activation']}"
+        yield from _lanes("pim.comp_bytes", pim["comp_bytes"])
     if pim.get("kind") == "near":
         yield from divides("pim", "banks_per_access", banks, "the banks of a channel")
+        yield from _lanes("memory.access_bytes", memory["access_bytes"])
+        waves = pim["activations_per_access"]
+        if waves > 4 and waves % 4:
+            yield f"pim.activations_per_access: expected 1 to 4 or a multiple of 4, got {waves}"
+
+
+def _lanes(name: str, size: int) -> Iterator[str]:
+    """A command's values, 16 bits each."""
+    if size < 2 or size > 128 or size & (size - 1):
+        yield f"{name}: expected a power of two from 2 to 128 beside processing in memory, got {size}"

@@ -15,6 +15,10 @@ WITHOUT_GATE = frozenset(
 )
 
 
+# Latent attention, shared experts, dense layers of another width.
+UNKNOWN = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a decoder: layers, widths, heads, experts, bytes of a value."""
@@ -69,9 +73,13 @@ class ModelShape:
                 raise ValueError(f"{where}: {' or '.join(names)}: expected a positive integer, got nothing")
             return default
 
+        for name in UNKNOWN:
+            if config.get(name):
+                raise ValueError(f"{where}: {name}: expected none, which is not modelled, got {config[name]!r}")
         hidden = read("hidden_size", "n_embd", "d_model")
         heads = read("num_attention_heads", "n_head", "num_heads")
-        kv_heads = read("num_key_value_heads", "num_kv_heads", default=heads)
+        own = 1 if config.get("multi_query") and not config.get("new_decoder_architecture") else heads
+        kv_heads = read("num_key_value_heads", "num_kv_heads", default=own) if own > 1 else 1
         if heads % kv_heads:
             raise ValueError(f"{where}: num_key_value_heads: expected a divisor of {heads} heads, got {kv_heads}")
         experts = read("num_local_experts", "num_experts", "n_routed_experts", default=0)

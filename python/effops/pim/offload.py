@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu2": lambda x: F.relu(x).square(),
 }
+LINEARS = (nn.Linear, Linear)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -53,6 +54,9 @@ class PimLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.register_buffer("banks", layout.pack(weight.detach().to(dtype))[None])
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PimLinear:
+        return _keeping_dtype(self, ("banks",), lambda: super(PimLinear, self)._apply(fn, recurse))
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None, gated: bool = False
@@ -92,10 +96,16 @@ class PimExperts(nn.Module):
         self.interleaved = moe.interleaved
         self.gated = up.shape[1] == 2 * down.shape[2]
         self.sizes = [(int(w.shape[1]), int(w.shape[2])) for w in (up, down)]
+        with torch.no_grad():  # both sides compute with the values in the banks
+            for w in (up, down):
+                w.copy_(w.to(dtype))
         self.weights, self.biases = (up, down), (moe.bias_gate_up, moe.bias_down)
         self.register_buffer("up", layout.pack(up.detach().to(dtype)))
         self.register_buffer("down", layout.pack(down.detach().to(dtype)))
         self.near: list[bool] = []  # of the last call
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PimExperts:
+        return _keeping_dtype(self, ("up", "down"), lambda: super(PimExperts, self)._apply(fn, recurse))
 
     def run(self, rows: Tensor, weights: Tensor, ids: Tensor, activation: str) -> Tensor:
         tokens = torch.bincount(ids[ids >= 0].flatten().long(), minlength=len(self.weights[0])).tolist()
@@ -130,6 +140,21 @@ class PimExperts(nn.Module):
         return out if self.biases[1] is None else out + self.biases[1][e]
 
 
+T = TypeVar("T", bound=nn.Module)
+
+
+def _keeping_dtype(module: T, names: Sequence[str], move: Callable[[], Any]) -> T:
+    """A move of a module that leaves the dtype of what lies in banks."""
+    dtypes = [getattr(module, name).dtype for name in names]
+    kept = [getattr(module, name) for name in names]
+    move()
+    for name, tensor, dtype in zip(names, kept, dtypes, strict=True):
+        moved = getattr(module, name)
+        if moved.dtype != dtype:
+            module._buffers[name] = tensor.to(moved.device)
+    return module
+
+
 def offload(
     module: M,
     device: Device | str,
@@ -159,6 +184,8 @@ def offload(
     device = device if isinstance(device, Device) else Device.load(device)
     if dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"offload: dtype: expected float16 or bfloat16, got {dtype}")
+    if type(module) in LINEARS:
+        raise ValueError(f"offload: module: expected a model that holds layers, got a {type(module).__name__}")
     layout, costs = BankLayout.of(device), Costs(device)
     moved: list[Offloaded] = []
     made: dict[nn.Module, PimLinear] = {}
@@ -169,12 +196,13 @@ def offload(
             continue
         for child, layer in list(parent.named_children()):
             full = f"{name}.{child}".lstrip(".")
-            if not isinstance(layer, nn.Linear | Linear) or _skipped(full, skip):
+            if type(layer) not in LINEARS or _skipped(full, skip):
                 continue
             if layer not in made:
-                out, inputs = layer.weight.shape
+                own: Any = layer
+                out, inputs = own.weight.shape
                 most = costs.crossover(out, inputs) if rows is None else rows
-                made[layer] = PimLinear(layer.weight, layer.bias, layout, most, dtype)
+                made[layer] = PimLinear(own.weight, own.bias, layout, most, dtype)
                 moved.append(Offloaded(full, (out, inputs), most))
             setattr(parent, child, made[layer])
     module.offloaded = moved  # type: ignore[assignment]

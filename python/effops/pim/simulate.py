@@ -16,7 +16,7 @@ SCHEDULERS = {
     "processor": "everything on the GPU or NPU",
     "blocked": "decoding's attention at the banks, units and processor by turns",
     "serial": "units and processor side by side, one batch",
-    "interleaved": "and two sub-batches by turns",
+    "interleaved": "and two sub-batches by turns (serial with prompts, experts or one sequence)",
     "neupims": "serial or interleaved, the sooner",
     "duplex": "processor or near processor, one at a time",
     "co_processing": "both at once, experts and attention divided",
@@ -32,7 +32,7 @@ class Result:
     tokens: int
     stages: int
     parts: Mapping[str, float]  # seconds of the critical path
-    utilization: Mapping[str, float]  # of processor, pim, bandwidth
+    utilization: Mapping[str, float]  # of processor, pim, bandwidth, while anything runs
     energy: Mapping[str, float]  # joules of memory, pim, compute, link, background
     mixed_stages: int = 0
     finished: int = 0
@@ -79,10 +79,14 @@ class System:
         self.model = model if isinstance(model, ModelShape) else ModelShape.load(model)
         self.device = device if isinstance(device, Device) else Device.load(device)
         self.scheduler = scheduler or default_scheduler(self.device)
-        self.devices = tensor * pipeline * data
+        self.devices, self.parts = tensor * pipeline * data, pipeline * data
         for name, value in (("tensor", tensor), ("pipeline", pipeline), ("data", data)):
             if value < 1:
                 raise ValueError(f"System: {name}: expected 1 or more, got {value}")
+        heads, kv_heads = self.model.heads, self.model.kv_heads
+        if heads % tensor or (kv_heads % tensor and tensor % kv_heads):
+            fits = f"a divisor of {heads} heads, and of {kv_heads} KV heads or a multiple"
+            raise ValueError(f"System: tensor: expected {fits}, got {tensor}")
         if self.model.layers % pipeline:
             raise ValueError(f"System: pipeline: expected a divisor of {self.model.layers} layers, got {pipeline}")
         _check_scheduler(self.scheduler, self.device)
@@ -116,10 +120,15 @@ class System:
         if self.device.get("pim.kind") != "banks":
             return [0] * len(lengths)
         count = self.device["memory.channels"]
-        if not balanced:
-            return _host.pim.pack_round_robin(len(lengths), count, 0)
-        costs = [self._system.estimate_attention(n) for n in lengths]
-        return _host.pim.pack_min_load(costs, [0] * count)[0]
+        channel = [0] * len(lengths)
+        for part in range(self.parts):  # sequence i is in part i mod the parts, on devices of its own
+            mine = lengths[part :: self.parts]
+            if balanced:
+                costs = [self._system.estimate_attention(n) for n in mine]
+                channel[part :: self.parts] = _host.pim.pack_min_load(costs, [0] * count)[0]
+            else:
+                channel[part :: self.parts] = _host.pim.pack_round_robin(len(mine), count, 0)
+        return channel
 
     def serve(
         self,
@@ -142,7 +151,7 @@ class System:
             balanced: requests to channels by least load (NeuPIMs), or by turns.
             limit_capacity: whether requests wait for room in memory.
             max_stages: stop after so many stages.
-            progress: called with the share of requests that have joined.
+            progress: called with the share of requests that are done.
         """
         if max_batch < 1:
             raise ValueError(f"serve: max_batch: expected 1 or more, got {max_batch}")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 SHIPPED = Path(__file__).with_name("workloads")
 # The columns of public traces, the first that a file has.
-ARRIVAL = ("arrival_s", "arrival", "timestamp", "TIMESTAMP")
-PROMPT = ("prompt_tokens", "prompt", "input_tokens", "input_toks", "ContextTokens", "num_prefill_tokens")
-OUTPUT = ("output_tokens", "output", "output_toks", "GeneratedTokens", "num_decode_tokens")
+ARRIVAL = ("arrival_s", "arrival", "arrived_at", "arrival_timestamp", "timestamp", "TIMESTAMP")
+PROMPT = ("prompt_tokens", "prompt", "input_tokens", "input_toks", "ContextTokens", "num_prefill_tokens", "prompt_size")
+OUTPUT = ("output_tokens", "output", "output_toks", "GeneratedTokens", "num_decode_tokens", "token_size")
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Workload:
         for i in range(n):
             if self.prompt[i] < 1 or self.output[i] < 1 or not 0 <= self.generated[i] < self.output[i]:
                 raise ValueError(
-                    f"workload: request {i}: expected a prompt and an output of 1 or more tokens and generated below "
-                    f"output, got {self.prompt[i]}, {self.output[i]}, {self.generated[i]}"
+                    f"workload: request {i + 1}: expected a prompt and an output of 1 or more tokens and generated "
+                    f"below output, got {self.prompt[i]}, {self.output[i]}, {self.generated[i]}"
                 )
             if not self.arrival_s[i] >= 0:
-                raise ValueError(f"workload: request {i}: arrival: expected 0 or more, got {self.arrival_s[i]}")
+                raise ValueError(f"workload: request {i + 1}: arrival: expected 0 or more, got {self.arrival_s[i]}")
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -73,9 +75,9 @@ class Workload:
             ValueError: names the file and line, what was expected and what stands there.
         """
         path = Path(path)
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows: list[dict[str, Any]] = _json_rows(path, text)
         else:
             dialect = "excel-tab" if "\t" in text.partition("\n")[0] else "excel"
             rows = list(csv.DictReader(text.splitlines(), dialect=dialect))
@@ -90,7 +92,11 @@ class Workload:
                 raise ValueError(f"{path}: expected a column {' or '.join(names)}, got {', '.join(rows[0])}")
             return None
 
+        for name in rows[0]:
+            if name not in ARRIVAL and re.search("arriv|timestamp", str(name), re.IGNORECASE):
+                raise ValueError(f"{path}: expected times in a column {' or '.join(ARRIVAL)}, got {name!r}")
         at, prompt, output = column(ARRIVAL, False), column(PROMPT, True), column(OUTPUT, True)
+        assert prompt is not None and output is not None
         arrival, prompts, outputs = [], [], []
         for i, row in enumerate(rows):
             try:
@@ -170,7 +176,25 @@ class Lengths:
 
 
 def _seconds(value: object) -> float:
+    """A number of seconds, or a time as ISO 8601 writes it, UTC where it names no zone."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return datetime.fromisoformat(str(value)[:26]).timestamp()
+        text = re.sub(r"(\.\d{6})\d+", r"\1", str(value)).replace("Z", "+00:00")
+        when = datetime.fromisoformat(text)
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """An array of objects, or one a line."""
+    try:
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected objects, got {next(r for r in rows if not isinstance(r, dict))!r}")
+    return rows
