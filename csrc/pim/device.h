@@ -6,6 +6,8 @@
 
 namespace effops::pim {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Timing {
   int64_t tRCD = 0, tRP = 0, tRAS = 0, tCL = 0, tCWL = 0;
   int64_t burst = 0;  // cycles the data bus is busy with one access

@@ -6,7 +6,6 @@
 namespace effops::pim {
 
 int64_t estimate_attention(const Device& device, const AttentionShape& s, int64_t len, const Estimate& e) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t page = device.memory.row_bytes / s.value_bytes, banks = device.memory.banks();
   const int64_t key_rows = ceil_div(s.kv_heads * s.head_dim, page) * s.group;
   const int64_t value_rows = ceil_div(len, page) * s.kv_heads * s.group;

@@ -3,8 +3,6 @@
 namespace effops::pim {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t tree(int64_t n, int64_t width) {
   int64_t steps = 1;
   while (n > width) {

@@ -5,8 +5,6 @@
 namespace effops::pim {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The shared vector holds a row's worth of values.
 int64_t row_values(const Device& d, int64_t value_bytes) { return d.memory.row_bytes / value_bytes; }
 int64_t comp_values(const Device& d, int64_t value_bytes) { return d.pim.comp_bytes / value_bytes; }

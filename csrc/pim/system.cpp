@@ -46,8 +46,6 @@ void pass(Part part, double ns, StageReport* r) {
   r->ns += ns;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 System::System(const Device& device, const Model& model, const Split& split, Scheduler scheduler)
