@@ -371,11 +371,11 @@ DEVICE_MUTANTS = (
         tests=PACKED,
     ),
     DeviceMutant(
-        "bank-of-another-tile",
+        "bank-values-past-the-length",
         "cuda/pim/gemv.cu",
-        "const int64_t n = tile * p.units + unit;",
-        "const int64_t n = tile + unit * p.tiles;",
-        "more than one tile",
+        "end = last < there ? last : there;",
+        "end = last;",
+        "a length that is no multiple of a result's values",
         tests=("tests/ops/test_pim_gemv.py",),
     ),
 )
