@@ -44,6 +44,19 @@ class DenseLayer:
         return out
 
 
+class RotatingLayer(DenseLayer):
+    """A dense layer that turns queries and keys first, for layers whose ``append`` does more than write keys."""
+
+    __slots__ = ()
+
+    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
+        heads = qkv.shape[2] - 2 * self.k.shape[2]
+        keys_end = heads + self.k.shape[2]
+        turned = ops.rotary(qkv[:, :, :keys_end], cos, sin, step.positions)
+        self.append(turned[:, :, heads:], qkv[:, :, keys_end:], step)
+        return turned[:, :, :heads]
+
+
 class DenseKVCache(Lengths):
     """Keys and values of ``num_layers`` layers in memory [layers][B,G,L,D], seen as [B,L,G,D].
 

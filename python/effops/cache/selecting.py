@@ -9,10 +9,10 @@ from torch import Tensor
 
 from effops import ops
 from effops.cache.base import Step
-from effops.cache.dense import DenseLayer
+from effops.cache.dense import RotatingLayer
 
 
-class SelectingLayer(DenseLayer, ABC):
+class SelectingLayer(RotatingLayer, ABC):
     """Keys and values of one layer, of which a decode step attends to up to ``budget`` tokens a list (0: to all), the
     first ``num_sinks`` and the last ``window`` among them; ``_select`` names them.
 
@@ -24,13 +24,6 @@ class SelectingLayer(DenseLayer, ABC):
     def __init__(self, k: Tensor, v: Tensor, budget: int, num_sinks: int, window: int) -> None:
         super().__init__(k, v)
         self.budget, self.num_sinks, self.window = budget, num_sinks, window
-
-    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
-        heads = qkv.shape[2] - 2 * self.k.shape[2]
-        keys_end = heads + self.k.shape[2]
-        turned = ops.rotary(qkv[:, :, :keys_end], cos, sin, step.positions)
-        self.append(turned[:, :, heads:], qkv[:, :, keys_end:], step)
-        return turned[:, :, :heads]
 
     def attend(self, q: Tensor, step: Step, *, causal: bool = True, **options: Any) -> Tensor:
         chooses = step.slots.shape[1] == 1 and step.tree is None and not options.get("window")

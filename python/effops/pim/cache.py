@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effops import ops
 from effops.cache.base import Step
-from effops.cache.dense import DenseKVCache, DenseLayer
+from effops.cache.dense import DenseKVCache, RotatingLayer
 from effops.pim.device import Device
 from effops.pim.layout import BankLayout
 
 
-class BankedLayer(DenseLayer):
+class BankedLayer(RotatingLayer):
     """Keys and values of one layer, once as they are and once in banks (NeuPIMs, section 6.3).
 
     ``keys`` ``[B, tiles, chunks, units, values]``: token t in bank ``t % units``, its heads along rows. ``values``
@@ -45,13 +44,6 @@ class BankedLayer(DenseLayer):
         elements = torch.nn.functional.pad(elements, (0, tiles * units - elements.shape[2]))
         lying = self.values.permute(0, 3, 5, 1, 2, 4)  # [B, chunks, values, G, tiles, units]
         lying[b, at // values, at % values] = elements.view(len(b), -1, tiles, units)
-
-    def rotary_append(self, qkv: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
-        heads = qkv.shape[2] - 2 * self.k.shape[2]
-        keys_end = heads + self.k.shape[2]
-        turned = ops.rotary(qkv[:, :, :keys_end], cos, sin, step.positions)
-        self.append(turned[:, :, heads:], qkv[:, :, keys_end:], step)
-        return turned[:, :, :heads]
 
     def attend(self, q: Tensor, step: Step, *, causal: bool = True, **options: Any) -> Tensor:
         """A decode step's at the banks; prompts, trees and layers with a window are the processor's."""
