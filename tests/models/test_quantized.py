@@ -24,7 +24,8 @@ def drawn(bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers [K, N]; scales and zeros [groups, N]."""
     generator = torch.Generator().manual_seed(bits)
     numbers = torch.randint(0, 2**bits, (K, N), generator=generator)
-    zeros = torch.randint(1, 2**bits, (K // GROUP, N), generator=generator)
+    zeros = torch.randint(0, 2**bits, (K // GROUP, N), generator=generator)
+    zeros[:, ::5] = 0
     return numbers, torch.rand(K // GROUP, N, generator=generator).half() + 0.5, zeros
 
 
@@ -40,6 +41,12 @@ def pack(rows: Tensor, bits: int, order: tuple[int, ...] | None = None) -> Tenso
     return torch.tensor(
         [[word([row[i + j] for j in order], bits) for i in range(0, len(row), each)] for row in rows.tolist()]
     ).int()
+
+
+def less_one(words: Tensor, bits: int) -> Tensor:
+    """As writers of GPTQ's first form store zeros: the word less one in each field, so that a 0 borrows."""
+    ones = word([1] * (32 // bits), bits)
+    return (words.long() - ones & 2**32 - 1).to(torch.int32)
 
 
 def weight_of(stored, bits: int) -> Tensor:
@@ -60,10 +67,10 @@ def test_gptq(bits, stored_as, order):
     g_idx = torch.arange(K) // GROUP
     if order == "by importance":
         g_idx = g_idx[torch.randperm(K, generator=torch.Generator().manual_seed(0))]
-    less = 1 if stored_as == "gptq" else 0
+    qzeros = pack(zeros, bits)
     tensors = {
-        "qweight": pack(numbers.T, bits).T.contiguous(), "qzeros": pack(zeros - less, bits), "scales": scales,
-        "g_idx": g_idx.int(),
+        "qweight": pack(numbers.T, bits).T.contiguous(), "scales": scales, "g_idx": g_idx.int(),
+        "qzeros": less_one(qzeros, bits) if stored_as == "gptq" else qzeros,
     }  # fmt: skip
     raw = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "checkpoint_format": stored_as}
     got = read_linear(tensors, QuantizationConfig.read(raw, "config.json"), "file")
@@ -110,22 +117,22 @@ def quantised_copy(source: Path, target: Path, raw: dict, order: str) -> dict[st
         outputs, inputs = tensors.pop(name).shape
         stem, groups = name.removesuffix("weight"), inputs // GROUP
         numbers = torch.randint(0, 2**bits, (inputs, outputs), generator=generator)
-        zeros = torch.randint(1, 2**bits, (groups, outputs), generator=generator)
+        zeros = torch.randint(0, 2**bits, (groups, outputs), generator=generator)
         scales = (torch.rand(groups, outputs, generator=generator) / (16 * inputs**0.5 * 2 ** (bits - 4))).half()
         g_idx = torch.arange(inputs) // GROUP
         if order == "by importance":
             g_idx = g_idx[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
         weights[name] = ((numbers - zeros[g_idx]) * scales.float()[g_idx]).T
         fields = (0, 2, 4, 6, 1, 3, 5, 7) if method == "awq" else None
-        less = 1 if raw.get("checkpoint_format") == "gptq" else 0
         qweight = pack(numbers, bits, fields) if method == "awq" else pack(numbers.T, bits).T.contiguous()
-        tensors |= {
-            f"{stem}qweight": qweight,
-            f"{stem}qzeros": pack(zeros - less, bits, fields),
-            f"{stem}scales": scales,
-        }
+        qzeros = pack(zeros, bits, fields)
+        if raw.get("checkpoint_format") == "gptq":
+            qzeros = less_one(qzeros, bits)
+        tensors |= {f"{stem}qweight": qweight, f"{stem}qzeros": qzeros, f"{stem}scales": scales}
         if method == "gptq":
             tensors[f"{stem}g_idx"] = g_idx.int()
+            if f"{stem}bias" not in tensors:  # as some writers do
+                tensors[f"{stem}bias"] = torch.zeros(outputs)
     target.mkdir()
     save_file(tensors, str(target / "model.safetensors"))
     config = json.loads((source / "config.json").read_text())
@@ -162,6 +169,10 @@ def test_a_model(family, method, bits, order, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), plain(tokens), rtol=2e-4, atol=2e-4)
         model.load_state_dict(model.state_dict())
+        model.save_pretrained(tmp_path / "again")
+        again = Llama.from_pretrained(tmp_path / "again", dtype=torch.float32)
+        assert same_bits(again(tokens), model(tokens))
+        assert (again.layers[0].mlp.down_proj.weight.order is None) == (order == "in order")
         torch.testing.assert_close(model.bfloat16()(tokens).float(), plain(tokens), rtol=0.2, atol=0.2)
 
 
@@ -275,6 +286,9 @@ def test_flawed_models_are_named(tmp_path):
         save_file({n: t for n, t in tensors.items() if n != name + part}, file)
         with pytest.raises(CheckpointError, match=f"{part}: expected a tensor, got nothing"):
             Llama.from_pretrained(tmp_path / "packed")
+    save_file(tensors | {f"{name}bias": torch.ones(16)}, file)
+    with pytest.raises(CheckpointError, match=r"k_proj\.bias: expected no such tensor"):
+        Llama.from_pretrained(tmp_path / "packed")
     save_file(tensors | {f"{name}g_idx": tensors[f"{name}g_idx"].flip(0)}, file)
     with pytest.raises(CheckpointError, match="g_idx: expected one order of inputs for layers that are fused"):
         Llama.from_pretrained(tmp_path / "packed")

@@ -10,6 +10,7 @@ from effops.models import Llama, ModelConfig
 from effops.nn import Linear, MoE, PackedLinear, RMSNorm, quantize_
 from strategies.values import normal, same_bits
 from torch import nn
+from torch.nn.utils import prune
 
 FORMATS = ("int8", "int4")
 
@@ -89,6 +90,63 @@ def test_what_stays():
     assert model["twice"] is model["again"] and kinds["twice"] is PackedLinear
     with pytest.raises(ValueError, match="quantize_: odd: pack_weight: group_size: expected a multiple of 8 that"):
         quantize_(nn.ModuleDict({"even": nn.Linear(16, 8), "odd": nn.Linear(12, 8)}), "int4", group_size=16)
+
+
+def test_what_is_packed_or_shared_stays():
+    first, second = (MoE(16, 24, 4, 2) for _ in range(2))
+    model = nn.ModuleDict({"a": nn.Linear(16, 8), "b": nn.Linear(16, 8), "first": first, "second": second})
+    for p in model.parameters():
+        nn.init.normal_(p)
+    second.w_gate_up, second.w_down = first.w_gate_up, first.w_down
+    alone = MoE(16, 24, 4, 2)
+    for p in alone.parameters():
+        nn.init.normal_(p)
+    model["alone"] = alone
+    assert [r.name for r in quantize_(model, "int8", skip=("b",))] == ["a", "alone.w_gate_up", "alone.w_down"]
+    assert first.panels is second.panels is None
+    assert [r.name for r in quantize_(model, "int8")] == ["b"]
+
+
+def test_computed_weights():
+    linear = prune.l1_unstructured(nn.Linear(16, 8), "weight", 0.5)
+    model, x = nn.Sequential(linear), normal(3, 16)
+    kept = linear.weight.detach().ne(0)
+    quantize_(model, "int8")
+    assert torch.equal(model[0].weight.dequantize().ne(0), kept) and model(x).isfinite().all()
+
+
+def test_modules_of_torch():
+    """One that reads the weights of its layers, and autocast."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0).eval()
+    model, x = nn.TransformerEncoder(layer, 2), normal(2, 5, 16)
+    with torch.no_grad():
+        exact = model(x)
+        assert len(quantize_(model, "int8")) == 4
+        got = model(x)
+        assert not torch.equal(got, exact) and (got - exact).norm() < 0.02 * exact.norm()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(x)
+    assert (half.float() - exact).norm() < 0.05 * exact.norm()
+    weight = model.layers[0].linear1.weight
+    assert (weight.dtype, weight.device) == (torch.float32, x.device)
+    with pytest.raises(TypeError):
+        torch.relu(weight)
+
+
+def test_floating_formats_are_the_models():
+    x = normal(3, 16)
+    for format, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)):
+        model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)).to(dtype)
+        with torch.no_grad():
+            layers = [(linear.weight.clone(), linear.bias.clone()) for linear in model]
+            quantize_(model, format, skip=("1",))
+            assert [type(layer) for layer in model] == [PackedLinear, nn.Linear]
+            assert same_bits(model[0](x.to(dtype)), ops.packed_linear(x.to(dtype), *layers[0]))
+        other = nn.Sequential(nn.Linear(16, 8)).to(torch.bfloat16 if dtype != torch.bfloat16 else torch.float16)
+        with pytest.raises(ValueError, match=f"quantize_: 0: PackedLinear: format: expected .+ got {format} for torch"):
+            quantize_(other, format)
+        assert type(other[0]) is nn.Linear
 
 
 def with_outliers() -> Llama:
@@ -205,11 +263,34 @@ def test_bad_activations_are_refused():
         with pytest.raises(ValueError, match="PackedLinear: activation: expected None, or int8 beside int8 and int4"):
             effops.quantize_(model, format, activation=activation)
         assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"group_size": 48}, r"layers\.0\..+: pack_weight: group_size"),
+     ({"activation": "int3"}, r"layers\.0\..+: PackedLinear: activation"),
+     ({"format": "fp8_e4m3", "activation": "int8"}, r"layers\.0\..+: PackedLinear: activation"),
+     ({"last": torch.nan}, r"layers\.1\.mlp\.down_proj: pack_weight: w: expected finite")],
+)  # fmt: skip
+def test_what_is_refused_changes_nothing(options, says):
+    options = {"format": "int4"} | options
     model = with_outliers()
+    with torch.no_grad():
+        model.layers[1].mlp.down_proj.weight[3, 3] = options.pop("last", 1.0)
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"quantize_: layers\.0\..+: pack_weight: group_size"):
-        effops.quantize_(model, "int4", group_size=48, calibration=torch.zeros(1, 4, dtype=torch.int64))
-    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with pytest.raises(ValueError, match=f"quantize_: {says}"):
+        effops.quantize_(model, calibration=torch.zeros(1, 4, dtype=torch.int64), **options)
+    assert all(same_bits(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_calibration_takes_what_the_plain_call_takes():
+    """A tied head of a width that groups do not divide stays."""
+    model = Llama.random(config(tie_word_embeddings=True), seed=3, std=0.2)
+    model.register_module("other", nn.Linear(20, 50))
+    model.register_module("embedding", nn.Embedding(50, 20))
+    model.other.weight = model.embedding.weight
+    report = effops.quantize_(model, "int4", group_size=32, calibration=torch.zeros(1, 4, dtype=torch.int64))
+    assert len(report) == 8 and type(model.other) is nn.Linear
 
 
 def test_a_pinned_activation_is_noticed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from effops.decoding.draft import Draft, DraftContext, Drafter
 from effops.decoding.medusa import MedusaHeads
 from effops.decoding.tree import TokenTree
 from effops.models import Llama
+from effops.ops.packed_weight import PackedWeight
 
 
 class MedusaDrafter(Drafter):
@@ -57,7 +59,8 @@ class MedusaDrafter(Drafter):
         if self.heads.lm_heads is not None:
             self._lm_head = self.heads.lm_heads.detach()
             return
-        weight = model.lm_head.weight.detach()
+        head: Any = model.lm_head.weight
+        weight = head.dequantize() if isinstance(head, PackedWeight) else head.detach()
         if self._vocabulary is None and self._embedding is not None and model.config.tie_word_embeddings:
             self._lm_head = self._embedding
             return

@@ -1,9 +1,9 @@
 """Quantised checkpoints of Hugging Face: linear layers as GPTQ and AWQ store them.
 
 Both hold integers ``n``, zeros ``z`` and float16 steps ``s`` of groups of inputs, and a weight is ``(n - z) s``. GPTQ
-packs eight numbers of one output along the inputs and stores zeros less one (``checkpoint_format`` gptq_v2: as they
-are); its ``g_idx`` says which group an input belongs to. AWQ packs eight outputs of one input, in the order
-0 2 4 6 1 3 5 7.
+packs eight numbers of one output along the inputs and stores zeros less one (the word less 0x11111111;
+``checkpoint_format`` gptq_v2: as they are); its ``g_idx`` says which group an input belongs to. AWQ packs eight outputs
+of one input, in the order 0 2 4 6 1 3 5 7.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def read_linear(tensors: Mapping[str, Tensor], config: QuantizationConfig, sourc
     if config.method == "gptq":
         get("qweight", (torch.int32,), (inputs // a_word, outputs))
         rows = _fields(qweight.T, config.bits).T  # [K, N]
+        if config.zero_less_one:  # a word less a one in every field: a zero that is 0 borrows from the next
+            qzeros = qzeros.long() + sum(1 << shift for shift in range(0, 32, config.bits))
         zeros = _fields(qzeros, config.bits)
-        if config.zero_less_one:
-            zeros = zeros + 1
         if "g_idx" in tensors:
             order = _order(get("g_idx", (torch.int32, torch.int64), (inputs,)), groups, size, source)
     else:
@@ -98,6 +98,9 @@ def place_quantized(model: nn.Module, files: TensorFiles, config: QuantizationCo
                 tensors = {n.removeprefix(f"{name}."): files.read(n) for n in own}
                 stored.append(read_linear(tensors, config, f"{files.source}: {name}"))
             linear = getattr(module, child)
+            if linear.bias is None:  # some writers add biases that are none
+                biases = {f"{name}.bias" for name in names} & files.names()
+                used |= {bias for bias in biases if not files.read(bias).any()}
             packed = _joined(stored, config.bits, f"{files.source}: {names[0]}")
             if packed.shape != linear.weight.shape:
                 got = f"expected a weight of {list(linear.weight.shape)}, got {list(packed.shape)}"

@@ -72,6 +72,9 @@ class Linear(nn.Module):
         return functional.linear(x, own["weight"], own["bias"], residual, first["weight"], norm.eps, gated)
 
 
+LINEARS = (Linear, nn.Linear)  # what packing and offloading replace
+
+
 class MLP(nn.Module):
     """down(silu(gate(x)) · up(x)) with gate and up fused into one weight [2f, d], gate rows first."""
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effops import ops
 from effops.nn import functional
-from effops.nn.basic import Linear, RMSNorm
+from effops.nn.basic import LINEARS, Linear, RMSNorm
 from effops.nn.moe import MoE
-from effops.nn.panels import Panels
-from effops.ops.packed_weight import PackedWeight
+from effops.ops.packed_weight import BITS, FLOATS, PackedWeight
 
 LARGEST_INT8_GROUP = 1 << 16  # csrc/common/packed_problem.h
 
@@ -104,7 +105,7 @@ class PackedLinear(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None, gated: bool = False
     ) -> Tensor:
-        bias = self._parameters["bias"]
+        bias: Tensor | None = self._parameters["bias"]
         first = None if norm is None else norm._parameters["weight"]
         eps = 1e-6 if norm is None else norm.eps
         weight = self.weight
@@ -115,6 +116,8 @@ class PackedLinear(nn.Module):
                 x = functional.silu_mul(x)
             y = F.linear(x, weight.dequantize().to(x.dtype), bias)
             return y if residual is None else y + residual
+        if bias is not None and bias.dtype != x.dtype and torch.is_autocast_enabled(x.device.type):
+            bias = bias.to(x.dtype)
         return ops.packed_linear(
             x, weight, bias, residual=residual, norm=first, norm_eps=eps, gated=gated, activation=self.activation
         )
@@ -167,9 +170,10 @@ def quantize_(
     every :class:`MoE` by panels (``MoE.pack_``), in place.
 
     Args:
-        format, group_size, symmetric: as in :func:`effops.ops.pack_weight`. A group size that does not divide a layer's
-            inputs is an error that names the layer.
-        skip: patterns of names of layers that stay as they are. A weight that two modules share stays in any case.
+        format, group_size, symmetric: as in :func:`effops.ops.pack_weight`, a floating format that of the model's
+            dtype. A group size that does not divide a layer's inputs is an error that names the layer.
+        skip: patterns of names of layers that stay as they are. A weight that two modules share stays in any case, and
+            so does what is packed already.
         calibration: tokens int64 [N,T] of text like what the model will see. Columns of the weights of decoder layers
             are then scaled before they are rounded, by the sizes of their inputs, so that the outputs change least
             (AWQ, arXiv 2306.00978). Layers with experts, and other modules, are rounded as they are.
@@ -181,77 +185,96 @@ def quantize_(
     Raises:
         ValueError: a weight that cannot be packed so; nothing is replaced then.
     """
-    counts: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    layers, experts = _chosen(model, skip)
+    for name, weight in [*((name, layer.weight) for name, _, _, layer in layers), *_weights_of(experts)]:
+        with _named(name):
+            _check_weight(weight, format, group_size, symmetric, activation)
     if calibration is not None:
         from effops.nn.scaling import scale_
 
-        _check_sizes(model, skip, format, group_size, symmetric)
-        kept = {layer for name, _, _, layer in _linear_layers(model) if any(fnmatchcase(name, s) for s in skip)}
+        names = {name for name, *_ in layers}
+        kept = {layer for name, _, _, layer in _linear_layers(model) if name not in names}
         options: Any = {"group_size": group_size, "symmetric": symmetric}
         scale_(
             model,
             calibration,
             lambda w: ops.pack_weight(w, format, **options).dequantize(),
-            lambda layer: layer not in kept and counts[id(layer.weight)] == 1,
+            lambda layer: layer not in kept,
         )
     packed: list[tuple[nn.Module, str, PackedLinear]] = []
     made: dict[nn.Module, PackedLinear] = {}  # a layer in two places stays one
     report = []
-    for name, parent, child, linear in _linear_layers(model):
-        if any(fnmatchcase(name, pattern) for pattern in skip) or counts[id(linear.weight)] > 1:
-            continue
-        if linear in made:
-            packed.append((parent, child, made[linear]))
-            continue
-        try:
-            new = PackedLinear.from_linear(
-                linear, format, group_size=group_size, symmetric=symmetric, activation=activation
-            )
-        except ValueError as error:
-            raise ValueError(f"quantize_: {name}: {error}") from None
-        new.train(linear.training)
-        made[linear] = new
-        packed.append((parent, child, new))
-        own: Any = linear
-        report.append(Quantized(name, new.weight.shape, own.weight.nbytes, new.weight.nbytes))
-    experts: list[tuple[MoE, Panels]] = []
-    for name, module in model.named_modules():
-        if type(module) is not MoE or any(fnmatchcase(name, pattern) for pattern in skip):
-            continue
-        try:
-            panels = module.panels_of(format, group_size=group_size, symmetric=symmetric)
-        except ValueError as error:
-            raise ValueError(f"quantize_: {name}: {error}") from None
-        experts.append((module, panels))
-        for child, form in zip(MoE.WEIGHTS, panels.weights, strict=True):
-            before = module._parameters[child].nbytes  # type: ignore[union-attr]
-            report.append(Quantized(f"{name}.{child}".lstrip("."), form.shape, before, form.nbytes))
+    for name, parent, child, linear in layers:
+        if linear not in made:
+            with _named(name):
+                new = PackedLinear.from_linear(
+                    linear, format, group_size=group_size, symmetric=symmetric, activation=activation
+                )
+            made[linear] = new.train(linear.training)
+            report.append(Quantized(name, new.weight.shape, linear.weight.nbytes, new.weight.nbytes))
+        packed.append((parent, child, made[linear]))
+    panels = []
+    for name, module in experts:
+        with _named(name):
+            panels.append(module.panels_of(format, group_size=group_size, symmetric=symmetric))
+        for (child, weight), form in zip(_weights_of([(name, module)]), panels[-1].weights, strict=True):
+            report.append(Quantized(child, form.shape, weight.nbytes, form.nbytes))
     for parent, child, new in packed:
         setattr(parent, child, new)
-    for module, panels in experts:
-        panels.replace(module, MoE.WEIGHTS)
+    for (_, module), own in zip(experts, panels, strict=True):
+        own.replace(module, MoE.WEIGHTS)
     return report
 
 
-def _check_sizes(model: nn.Module, skip: Sequence[str], format: str, group_size: int | None, symmetric: bool) -> None:
-    """That groups fit, before anything is changed: no row of the weights, whose width is what counts."""
-    named: list[tuple[str, Any]] = [(name, layer.weight) for name, _, _, layer in _linear_layers(model)]
-    named += [(n, w[0]) for n, m in model.named_modules() if type(m) is MoE for w in (m.w_gate_up, m.w_down)
-              if w is not None]  # fmt: skip
-    for name, weight in named:
-        if not any(fnmatchcase(name, pattern) for pattern in skip):
-            try:
-                ops.pack_weight(weight[:0], format, group_size=group_size, symmetric=symmetric)
-            except ValueError as error:
-                raise ValueError(f"quantize_: {name}: {error}") from None
+LinearPlace = tuple[str, nn.Module, str, Any]  # a layer's name, its module, its name there, the layer
+Experts = list[tuple[str, MoE]]
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+def _chosen(model: nn.Module, skip: Sequence[str]) -> tuple[list[LinearPlace], Experts]:
+    """The layers, and those with experts, that are to be packed."""
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+
+    def chosen(name: str, *weights: Any) -> bool:
+        shared = any(counts.get(id(w), 1) > 1 for w in weights)  # one that is computed from parameters is nobody else's
+        return not shared and not any(fnmatchcase(name, pattern) for pattern in skip)
+
+    return (
+        [place for place in _linear_layers(model) if chosen(place[0], place[3].weight)],
+        [(name, module) for name, module in model.named_modules()
+         if type(module) is MoE and module.panels is None and chosen(name, module.w_gate_up, module.w_down)],
+    )  # fmt: skip
+
+
+def _weights_of(experts: Experts) -> list[tuple[str, Any]]:
+    return [(f"{name}.{child}".lstrip("."), m._parameters[child]) for name, m in experts for child in MoE.WEIGHTS]
+
+
+def _check_weight(weight: Tensor, format: str, group_size: int | None, symmetric: bool, activation: str | None) -> None:
+    """All that may be wrong, before anything is changed."""
+    if format in FLOATS and weight.dtype != FLOATS[format]:
+        got = f"{format} for {weight.dtype}"
+        raise ValueError(f"PackedLinear: format: expected few bits or what the model's dtype is, got {got}")
+    if format in BITS and not weight.isfinite().all():
+        raise ValueError(f"pack_weight: w: expected finite values for {format}, got NaN or inf")
+    width_alone = ops.pack_weight(weight.flatten(0, -2)[:0], format, group_size=group_size, symmetric=symmetric)
+    if activation is not None and weight.dim() == 2:
+        _check_activation(width_alone, activation)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"quantize_: {name}: {error}") from None
+
+
+def _linear_layers(model: nn.Module) -> Iterator[LinearPlace]:
     for name, module in model.named_modules():
         for child, layer in module._modules.items():
-            if type(layer) in (Linear, nn.Linear):
+            if type(layer) in LINEARS:
                 yield f"{name}.{child}" if name else child, module, child, layer

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from effops.ops.packed_weight import BITS, PACKED_DTYPES, PackedWeight, groups_of, pack_weight
+from effops.ops.packed_weight import BITS, FLOATS, PACKED_DTYPES, PackedWeight, groups_of, pack_weight
 
-_FORMATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _PANEL = 32  # output features side by side, of a gate and its up values sixteen each
 
 
@@ -111,17 +110,17 @@ def pack_experts(
         raise ValueError(f"pack_experts: w: expected shape [E, f, d], got {list(w.shape)}")
     if not w.is_floating_point():
         raise ValueError(f"pack_experts: w: expected a floating dtype, got {w.dtype}")
-    if format not in (*BITS, *_FORMATS):
-        raise ValueError(f"pack_experts: format: expected one of {', '.join((*BITS, *_FORMATS))}, got {format}")
+    if format not in (*BITS, *FLOATS):
+        raise ValueError(f"pack_experts: format: expected one of {', '.join((*BITS, *FLOATS))}, got {format}")
     grouped = group_size is not None or not symmetric
-    if format in _FORMATS and grouped:
+    if format in FLOATS and grouped:
         raise ValueError(f"pack_experts: group_size: expected none beside {format}, got {group_size}")
     few_bits = format in BITS and (format != "int8" or grouped)
     if gated and not ((panels or few_bits) and w.shape[1] % 2 == 0):
         raise ValueError(f"pack_experts: gated: expected False but for panels of an even f, got True for {w.shape[1]}")
     if few_bits:
         return _in_few_bits(w.detach(), format, gated, group_size, symmetric)
-    data, scale = (w.detach().to(_FORMATS[format]), None) if format in _FORMATS else _quantize(w.detach().float())
+    data, scale = (w.detach().to(FLOATS[format]), None) if format in FLOATS else _quantize(w.detach().float())
     if not panels:
         return PackedExperts(format, data, scale)
     shape = (w.shape[0], w.shape[1], w.shape[2])
@@ -146,7 +145,7 @@ def pack_expert_layer(
             :func:`fused_experts` is called without it, and with biases in halves.
     """
     if format is None:
-        own = [name for name, dtype in _FORMATS.items() if dtype == w_down.dtype]
+        own = [name for name, dtype in FLOATS.items() if dtype == w_down.dtype]
         if not own:
             raise ValueError(f"pack_expert_layer: w_down: expected float32, bfloat16 or float16, got {w_down.dtype}")
         format = own[0]

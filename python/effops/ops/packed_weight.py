@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,21 @@ class PackedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         return self.quantized_shape or (self.data.shape[0], self.data.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of :meth:`dequantize`."""
+        return self.data.dtype if self.quantized_shape is None else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        """No function of torch takes one. Said so, torch's modules leave fast paths that hand their layers' weights to
+        one, such as ``nn.TransformerEncoderLayer``'s."""
+        return NotImplemented
 
     @property
     def bits(self) -> int:

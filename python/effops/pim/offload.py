@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from effops import ops
 from effops.nn import functional
-from effops.nn.basic import Linear, RMSNorm
+from effops.nn.basic import LINEARS, RMSNorm
 from effops.nn.moe import MoE
 from effops.pim.costs import Costs
 from effops.pim.device import Device
@@ -25,7 +25,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu2": lambda x: F.relu(x).square(),
 }
-LINEARS = (nn.Linear, Linear)
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -22,13 +22,15 @@ class LoRALinear(nn.Module):
     holds the projections of queries, keys and values.
 
     Raises:
-        ValueError: no rank, or parts that do not sum to N.
+        ValueError: a base that is not a plain layer (one in few bits), no rank, or parts that do not sum to N.
     """
 
     def __init__(
         self, base: Linear, rank: int, *, alpha: float = 16.0, parts: Sequence[int] = (), seed: int = 0
     ) -> None:
         super().__init__()
+        if not isinstance(base, Linear):
+            raise ValueError(f"LoRALinear: base: expected a plain linear layer, got {type(base).__name__}")
         outputs, inputs = base.weight.shape
         self.parts = tuple(parts) or (outputs,)
         if rank < 1:
