@@ -5,7 +5,7 @@
 namespace effops {
 
 std::string explain_linear(const LinearProblem& p, const char* isa) {
-  const bool streams = streams_linear(p.dtype, p.rows);
+  const bool streams = streams_linear(p.dtype, p.rows, false);
   std::ostringstream o;
   o << "backend: " << (streams ? "cpu" : "torch") << "\n";
   if (streams) {

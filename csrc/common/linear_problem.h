@@ -31,8 +31,11 @@ struct LinearProblem {
   int64_t x_group = 0, weight_group = 0, bias_group = 0, residual_group = 0, y_group = 0;
 };
 
-// Few rows stream the weights; torch's GEMM is the fastest for many, except in float16.
-inline bool streams_linear(DType dtype, int64_t rows) { return rows <= kLinearRows || dtype == DType::f16; }
+// Few rows stream the weights; torch's GEMM is the fastest for many, except in float16. `invariant`: a row's bits must
+// not depend on the number of rows.
+inline bool streams_linear(DType dtype, int64_t rows, bool invariant) {
+  return rows <= kLinearRows || dtype == DType::f16 || invariant;
+}
 inline bool linear_worth_threads(const LinearProblem& p) {
   return p.groups * p.in * p.out * std::max<int64_t>(p.rows, size_of(p.dtype)) > kLinearSerial;
 }

@@ -38,6 +38,7 @@ struct PackedLinearProblem {
   // The inputs of a group of a row are rounded to int8, numbers of steps of their largest size / 127, and products of
   // numbers are integers. CPU; int4 and int8.
   bool int8_activation = false;
+  bool invariant = false;  // a row's bits do not depend on the number of rows
 };
 
 inline constexpr int64_t kInt8Group = 1 << 16;  // inputs whose products of bytes an int32 holds

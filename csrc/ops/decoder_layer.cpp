@@ -62,7 +62,8 @@ struct Head {
 class Pass {
  public:
   const char *op, *window_name;
-  Arg a;  // x [B, T, d]
+  bool invariant;  // a row's bits do not depend on the number of rows
+  Arg a;           // x [B, T, d]
   int64_t batch, tokens, width, heads, kv_heads, dim, kv_capacity;
   double norm_eps;
   Values<int32_t> lens;
@@ -74,9 +75,10 @@ class Pass {
   Pass(const char* op_, const char* name, const Tensor& x, const Tensor& qkv, const Arg& k, const Arg& v, Tensor& cos,
        Tensor& sin, const Tensor& positions, const Tensor& slots, const Tensor& kv_lens, double eps,
        std::optional<int64_t> max_kv_len, const OptionalTensor& page_table, const OptionalTensor& ancestors,
-       const OptionalTensor& depths, const char* window_name_)
+       const OptionalTensor& depths, bool batch_invariant, const char* window_name_)
       : op(op_),
         window_name(window_name_),
+        invariant(batch_invariant),
         a(op, name, x),
         norm_eps(eps),
         lens(op, "kv_lens", kv_lens, {"B", rows(a)}, a) {
@@ -171,7 +173,7 @@ class Pass {
   Tensor run(Tensor x, const std::vector<LayerWeights>& layers, TensorView4 k, TensorView4 v, int64_t k_step,
              int64_t v_step, Head* head) {
     if (dim == 1) k.dim = v.dim = 1;
-    if (streams_linear(p.dtype, batch * tokens) && in_memory_order)
+    if (streams_linear(p.dtype, batch * tokens, invariant) && in_memory_order)
       return stream(x, layers, k, v, k_step, v_step, head);
     for (const LayerWeights& w : layers) {
       x = by_ops(x, w, k, v);
@@ -180,7 +182,7 @@ class Pass {
     }
     if (head != nullptr) {
       head->hidden = rms_norm(x, head->norm.tensor, norm_eps, 0);
-      head->logits = packed_linear(head->hidden, head->lm_head.tensor, {}, {}, {}, 0, false);
+      head->logits = packed_linear(head->hidden, head->lm_head.tensor, {}, {}, {}, 0, false, false, invariant);
     }
     return x;
   }
@@ -213,7 +215,7 @@ class Pass {
     auto linear = [&](const Tensor& in, const Weight& weight, const OptionalWeight& bias, OptionalTensor residual,
                       OptionalTensor norm, bool gated) {
       return packed_linear(in, weight.tensor, bias ? OptionalTensor(bias->tensor) : std::nullopt, residual, norm,
-                           norm_eps, gated);
+                           norm_eps, gated, false, invariant);
     };
     const Tensor projected = linear(x, w.qkv, w.qkv_bias, {}, w.attention_norm.tensor, false);
     Tensor q = empty({batch, tokens, heads, dim}, a.type, a), mixed = empty({batch, tokens, heads * dim}, a.type, a);
@@ -269,7 +271,7 @@ class Pass {
         l.norm_eps = norm_eps;
         l.gated = gated;
         l.y = y;
-        if (packed) return cpu::kernels().packed_linear({l, *packed, false}, parallel);
+        if (packed) return cpu::kernels().packed_linear({l, *packed, false, invariant}, parallel);
         l.weight = weight.arg.data();
         l.weight_row = weight.arg.stride(0);
         cpu::kernels().linear(l, parallel);
@@ -303,12 +305,12 @@ Tensor decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, OptionalTensor
                      OptionalTensor o_bias, Tensor mlp_norm, Tensor gate_up, OptionalTensor gate_up_bias, Tensor down,
                      OptionalTensor down_bias, Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache,
                      Tensor slots, Tensor kv_lens, double norm_eps, int64_t window, std::optional<int64_t> max_kv_len,
-                     OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths) {
+                     OptionalTensor page_table, OptionalTensor ancestors, OptionalTensor depths, bool batch_invariant) {
   const char* op = "decoder_layer";
   const Backend backend(op);
   const Arg k(op, "k_cache", k_cache), v(op, "v_cache", v_cache);
   Pass pass(op, "x", x, qkv, k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table, ancestors,
-            depths, "window");
+            depths, batch_invariant, "window");
   std::vector<LayerWeights> layers{{{op, "attention_norm", attention_norm},
                                     {op, "qkv", qkv},
                                     {op, "o", o},
@@ -352,7 +354,7 @@ std::tuple<Tensor, Tensor> decoder(Tensor tokens, Tensor embedding, Tensors atte
                                    Tensor cos, Tensor sin, Tensor positions, Tensor k_cache, Tensor v_cache,
                                    Tensor slots, Tensor kv_lens, std::vector<int64_t> windows, double norm_eps,
                                    std::optional<int64_t> max_kv_len, OptionalTensor page_table,
-                                   OptionalTensor ancestors, OptionalTensor depths) {
+                                   OptionalTensor ancestors, OptionalTensor depths, bool batch_invariant) {
   const char* op = "decoder";
   const Backend backend(op);
   const Tensor x = embed(op, tokens, embedding);
@@ -382,7 +384,7 @@ std::tuple<Tensor, Tensor> decoder(Tensor tokens, Tensor embedding, Tensors atte
   }
   const Arg k = at_first(all_k), v = at_first(all_v);
   Pass pass(op, "embedding", x, qkv[0], k, v, cos, sin, positions, slots, kv_lens, norm_eps, max_kv_len, page_table,
-            ancestors, depths, "windows");
+            ancestors, depths, batch_invariant, "windows");
   auto at = [](const Tensors& list, int64_t i) { return list.empty() ? OptionalTensor() : OptionalTensor(list[i]); };
   std::vector<LayerWeights> layers;
   layers.reserve(static_cast<size_t>(count));

@@ -68,20 +68,20 @@ STABLE_TORCH_LIBRARY(effops, m) {
       "Tensor? page_table=None) -> ()");
   m.def(
       "packed_linear(Tensor x, Tensor weight, Tensor? bias=None, *, Tensor? residual=None, Tensor? norm=None, "
-      "float norm_eps=1e-6, bool gated=False, bool int8_activation=False) -> Tensor");
+      "float norm_eps=1e-6, bool gated=False, bool int8_activation=False, bool batch_invariant=False) -> Tensor");
   m.def(
       "decoder_layer(Tensor x, Tensor attention_norm, Tensor qkv, Tensor? qkv_bias, Tensor o, Tensor? o_bias, "
       "Tensor mlp_norm, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias, Tensor cos, Tensor sin, "
       "Tensor positions, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, float norm_eps=1e-6, "
       "int window=0, int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, "
-      "Tensor? depths=None) -> Tensor");
+      "Tensor? depths=None, bool batch_invariant=False) -> Tensor");
   m.def(
       "decoder(Tensor tokens, Tensor embedding, Tensor[] attention_norm, Tensor[] qkv, Tensor[] qkv_bias, Tensor[] o, "
       "Tensor[] o_bias, Tensor[] mlp_norm, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor[] down, "
       "Tensor[] down_bias, Tensor norm, Tensor lm_head, Tensor cos, Tensor sin, Tensor positions, "
       "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, Tensor kv_lens, int[] windows, float norm_eps=1e-6, "
-      "int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, Tensor? depths=None) "
-      "-> (Tensor, Tensor)");
+      "int? max_kv_len=None, Tensor? page_table=None, Tensor? ancestors=None, Tensor? depths=None, "
+      "bool batch_invariant=False) -> (Tensor, Tensor)");
   m.def("rms_norm(Tensor x, Tensor weight, float eps=1e-6, *, float weight_offset=0.0) -> Tensor");
   m.def("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions) -> Tensor");
   m.def(

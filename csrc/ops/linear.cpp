@@ -27,7 +27,7 @@ Tensor torch_linear(const Backend& backend, const Tensor& x, const Tensor& weigh
 }  // namespace
 
 Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor norm,
-                     double norm_eps, bool gated, bool int8_activation) {
+                     double norm_eps, bool gated, bool int8_activation, bool batch_invariant) {
   const char* op = "packed_linear";
   const Backend backend(op, x);
   const Arg a(op, "x", x);
@@ -39,7 +39,11 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   LinearCall call(op, x, packed ? -1 : w.size(1), w.size(0), bias, residual, norm, norm_eps, gated);
   LinearProblem& p = call.p;
   // Plain weights are torch's on a GPU, and this processor's where device kernels serve its tensors.
-  const bool gemm = !packed && (a.device_type != aoti_torch_device_type_cpu() || !streams_linear(p.dtype, p.rows));
+  const bool host = a.device_type == aoti_torch_device_type_cpu();
+  EFFOPS_CHECK(!batch_invariant || packed || host, op,
+               ": batch_invariant: expected a packed weight on devices, where "
+               "plain ones are torch's, got True beside a plain one");
+  const bool gemm = !packed && (!host || !streams_linear(p.dtype, p.rows, batch_invariant));
   const PackedMatrix matrix = packed ? packed_matrix(w, p.in, a) : PackedMatrix();
   EFFOPS_CHECK(!int8_activation || (packed && matrix.format != PackedFormat::fp8_e4m3), op,
                ": int8_activation: expected False but beside int8 and int4 weights, got True");
@@ -56,7 +60,7 @@ Tensor packed_linear(Tensor x, Tensor weight, OptionalTensor bias, OptionalTenso
   if (packed) {
     Tensor y = call.result();
     backend.run(&cpu::Kernels::packed_linear, &DeviceLibrary::packed_linear,
-                PackedLinearProblem{p, matrix, int8_activation});
+                PackedLinearProblem{p, matrix, int8_activation, batch_invariant});
     return y;
   }
   if (p.in > 1 && w.stride(1) != 1) {

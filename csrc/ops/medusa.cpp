@@ -164,7 +164,7 @@ Tensor medusa_draft(Tensor hidden, Tensor root, Tensor depths, Tensor ranks, Ten
     last.x_group = last.rows * d;
     last.weight_group = vocab * d;
     last.y_group = last.rows * vocab;
-    const bool streams = l.dim == 3 || streams_linear(last.dtype, last.rows);
+    const bool streams = l.dim == 3 || streams_linear(last.dtype, last.rows, false);
     if (streams) last.weight = contiguous_data(l, lm_head);
     std::optional<Tensor> z, logits;
     with_team(torch_threads(), [&](const Parallel& parallel) {

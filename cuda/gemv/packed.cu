@@ -28,7 +28,7 @@ int of_rows(const PackedParams& a, void* stream) {
   if constexpr (sizeof(T) == 4) {
     return start<PackedScalar<kFormat>>(a, stream);
   } else {
-    if (a.p.linear.rows <= 8) return start<PackedMma<T, kFormat, 1>>(a, stream);
+    if (a.p.linear.rows <= 8 || a.p.invariant) return start<PackedMma<T, kFormat, 1>>(a, stream);
     if (a.p.linear.rows <= 16) return start<PackedMma<T, kFormat, 2>>(a, stream);
     return start<PackedMma<T, kFormat, 4>>(a, stream);
   }

@@ -149,7 +149,7 @@ def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1, bits: int = 0, 
     own = {
         "backend": "cpu",
         "isa": _host().cpu_isa(),
-        "loop": f"streaming, {bits}-bit numbers in panels of 32 features, rows by eights",
+        "loop": f"streaming, {bits}-bit numbers in panels of 32 features, rows by 8, 4, 2 and 1",
         "tasks": -(-n // 32),
         "rows": rows,
         "weight_bytes": n * groups * (-(-group // 8) * bits + 4) if k else 0,

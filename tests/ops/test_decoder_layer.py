@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import effops
 import pytest
 import torch
 from calls import CALLS
@@ -159,6 +160,21 @@ def test_autograd_knows_of_the_write():
 
 LISTS = [f"{n}{b}" for n in ("qkv", "o", "gate_up", "down") for b in ("", "_bias")] + ["attention_norm", "mlp_norm"]
 WORDS, LOGITS = 11, 70
+
+
+@pytest.mark.parametrize("formats", ({}, {"qkv": "int4", "o": "int8", "gate_up": "fp8_e4m3", "down": "int4"}))
+@pytest.mark.parametrize("batch", (3, 20))
+def test_the_batch_does_not_matter(batch, formats):
+    """Under batch_invariant a sequence alone has the bits that it has among others."""
+    one = packed(call(torch.float32, 1, 1, 4, 2, True, 0), formats)
+    every = ("x", "k_cache", "v_cache", "positions", "slots", "kv_lens")
+    many = one | {name: one[name].repeat(batch, *[1] * (one[name].dim() - 1)) for name in every}
+    many["x"] = normal(batch, 1, WIDTH)
+    with effops.batch_invariant():
+        together = ops.decoder_layer(**many)
+        for b in range(batch):
+            own = {name: one[name].clone() for name in every} | {"x": many["x"][b : b + 1]}
+            assert same_bits(ops.decoder_layer(**one | own), together[b : b + 1])
 
 
 def whole(calls: list[dict[str, Any]]) -> dict[str, Any]:

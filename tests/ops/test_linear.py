@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import effops
 import pytest
 import torch
+from backend import cpu_only
 from effops import ops
 from effops.reference.bounds import packed_linear_bound
 from hypothesis import given
@@ -94,6 +96,19 @@ def test_layout_and_threads_do_not_matter(dtype, rows):
     for threads in (2, 3):
         torch.set_num_threads(threads)
         assert same_bits(ops.packed_linear(x, w, bias, residual=residual), plain)
+
+
+@cpu_only("plain weights are torch's on devices")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_batch_does_not_matter(dtype):
+    """Up to 16 rows by nature, any number under batch_invariant."""
+    x, w = normal(45, 333, dtype=DTYPES[dtype]), normal(77, 333, dtype=DTYPES[dtype], seed=1)
+    rows = torch.cat([ops.packed_linear(x[i : i + 1], w) for i in range(45)])
+    for count in range(17):
+        assert same_bits(ops.packed_linear(x[:count], w), rows[:count])
+    with effops.batch_invariant():
+        for count in (1, 16, 17, 45):
+            assert same_bits(ops.packed_linear(x[:count], w), rows[:count])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

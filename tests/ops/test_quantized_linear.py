@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import effops
 import pytest
 import torch
 from backend import NAME, cpu_only
@@ -193,6 +194,21 @@ def test_bad_weights_are_refused():
         w[1, 2] = bad
         with pytest.raises(ValueError, match="pack_weight: w: expected finite values"):
             ops.pack_weight(w, "int8")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_batch_does_not_matter(format, dtype):
+    """Under batch_invariant; with x in int8, whose sums are exact, anyway."""
+    x, packed = normal(37, 256, dtype=FLOATS[dtype]), ops.pack_weight(normal(77, 256, seed=1), format)
+    with effops.batch_invariant():
+        rows = torch.cat([ops.packed_linear(x[i : i + 1], packed) for i in range(len(x))])
+        for count in (2, 3, 5, 7, 8, 9, 17, 37):
+            assert same_bits(ops.packed_linear(x[:count], packed), rows[:count])
+    if NAME == "cpu" and format != "fp8_e4m3":
+        whole = ops.packed_linear(x, packed, activation="int8")
+        for i in range(len(x)):
+            assert same_bits(ops.packed_linear(x[i : i + 1], packed, activation="int8"), whole[i : i + 1])
 
 
 def test_not_numbers():

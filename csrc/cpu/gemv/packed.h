@@ -69,14 +69,38 @@ void with_steps(PackedFormat format, F&& f) {
   }
 }
 
+// Asks for what lies kAhead bytes behind `bytes` at w: all of a matrix, once.
+inline void ask_ahead(const char* w, int64_t bytes) {
+  constexpr int64_t kAhead = 4096;
+  for (int64_t line = 0; line < bytes; line += 64) prefetch(w + kAhead + line);
+}
+
+// Multiply-adds wait for their sums: eight at least go side by side.
+constexpr int parts_of_sums(int sums) { return sums >= 8 ? 1 : sums >= 4 ? 2 : 4; }
+
+// Adds a group to `total`: at `w` the words of its steps and zeros, `sums` of its inputs, and `acc` parts of the sums
+// of its products.
+template <bool kZeros, int kSums, int MR, int NV>
+void add_group(const char* w, const float* sums, const Vec (&acc)[kSums][MR][NV], Vec (&total)[MR][NV]) {
+  for (int j = 0; j < NV; ++j) {
+    const Words word = Words::load(w + j * Vec::width * kPackedWord);
+    const Vec scale = (word & ~kPackedZero).floats(), zero = (word & kPackedZero).numbers();
+    for (int m = 0; m < MR; ++m) {
+      Vec sum = acc[0][m][j];
+      for (int s = 1; s < kSums; ++s) sum = sum + acc[s][m][j];
+      if (kZeros) sum = sum - zero * Vec::set1(sums[m]);
+      total[m][j] = fmadd(scale, sum, total[m][j]);
+    }
+  }
+}
+
 // MR rows against NV vectors of a panel's features, which begin at `w`; `x` is [inputs][MR], `sums` are those of each
 // group's inputs.
 template <class Steps, int MR, int NV>
 void packed_columns(const PackedMatrix& p, const char* w, const float* x, const float* sums, bool asks,
                     Vec (&total)[MR][NV]) {
-  // Multiply-adds wait for their sums: eight at least go side by side.
-  constexpr int kSums = MR * NV >= 8 ? 1 : MR * NV >= 4 ? 2 : 4;
-  constexpr int64_t kAhead = 4096, kBytes = Steps::kLines * kPackedLine;
+  constexpr int kSums = parts_of_sums(MR * NV);
+  constexpr int64_t kBytes = Steps::kLines * kPackedLine;
   const int64_t groups = p.groups(), steps = p.padded_group() / kPackedSteps;
   for (auto& row : total)
     for (Vec& t : row) t = Vec::zero();
@@ -86,8 +110,7 @@ void packed_columns(const PackedMatrix& p, const char* w, const float* x, const 
       for (auto& row : sum)
         for (Vec& a : row) a = Vec::zero();
     for (int64_t k = 0; k < steps; ++k, w += kBytes, x += kPackedSteps * MR) {
-      if (asks)
-        for (int64_t line = 0; line < kBytes; line += 64) prefetch(w + kAhead + line);
+      if (asks) ask_ahead(w, kBytes);
       Steps numbers[NV];
       // One row: two vectors at a time, so that registers hold the sums.
       constexpr int kTogether = MR == 1 ? std::min(2, NV) : NV;
@@ -112,16 +135,8 @@ void packed_columns(const PackedMatrix& p, const char* w, const float* x, const 
         }
       }
     }
-    for (int j = 0; j < NV; ++j) {
-      const Words word = Words::load(w + j * Vec::width * kPackedWord);
-      const Vec scale = (word & ~kPackedZero).floats(), zero = (word & kPackedZero).numbers();
-      for (int m = 0; m < MR; ++m) {
-        Vec sum = acc[0][m][j];
-        for (int s = 1; s < kSums; ++s) sum = sum + acc[s][m][j];
-        if (Steps::kZeros) sum = sum - zero * Vec::set1(sums[m]);
-        total[m][j] = fmadd(scale, sum, total[m][j]);
-      }
-    }
+    if (asks) ask_ahead(w, kPackedLine);
+    add_group<Steps::kZeros>(w, sums, acc, total);
   }
 }
 
@@ -169,7 +184,10 @@ class RowGroups {
 // Rows of float32 as packed_columns reads them, and their sums over each group of inputs.
 class PackedRows : public RowGroups {
  public:
-  // Of room() rows: padded_in() each at x, groups() each at sums.
+  using Input = float;
+  static int64_t inputs(const PackedMatrix& w) { return w.padded_in(); }
+
+  // Of room() rows: inputs() each at x, groups() each at sums.
   PackedRows(const PackedMatrix& w, int64_t rows, bool even, float* x, float* sums)
       : RowGroups(rows, even), w_(&w), x_(x), sums_(sums) {}
 

@@ -58,7 +58,7 @@ class Int8Rows : public RowGroups {
 
   template <class, int MR, int NV>
   void multiply(const char* w, int64_t first, bool asks, Vec (&total)[MR][NV]) const {
-    constexpr int64_t kAhead = 4096, kBytes = Dots::kWords * kPackedLine;
+    constexpr int64_t kBytes = Dots::kWords * kPackedLine;
     const int32_t* x = x_ + first * words(*w_);
     const float* steps = steps_ + first * w_->groups();
     const int32_t* sums = sums_ + first * w_->groups();
@@ -70,8 +70,7 @@ class Int8Rows : public RowGroups {
       for (auto& row : acc)
         for (Words& a : row) a = Words::set1(0);
       for (int64_t k = 0; k < count; ++k, w += kBytes, x += kWordsAStep * MR) {
-        if (asks)
-          for (int64_t line = 0; line < kBytes; line += 64) prefetch(w + kAhead + line);
+        if (asks) ask_ahead(w, kBytes);
 #pragma GCC unroll 2
         for (int i = 0; i < Dots::kWords; ++i)
 #pragma GCC unroll 4
@@ -86,6 +85,7 @@ class Int8Rows : public RowGroups {
             }
           }
       }
+      if (asks) ask_ahead(w, kPackedLine);
       for (int j = 0; j < NV; ++j) {
         const Words word = Words::load(w + j * Vec::width * kPackedWord);
         const Vec scale = (word & ~kPackedZero).floats();

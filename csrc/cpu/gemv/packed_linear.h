@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/gemv/packed_int8.h"
+#include "cpu/gemv/packed_pairs.h"
 
 namespace effops::cpu::EFFOPS_ISA {
 
@@ -39,7 +40,7 @@ void in_workspace(Carve&& carve, Run&& run) {
 template <class T>
 void packed_linear_typed(const PackedLinearProblem& p, const Parallel& parallel) {
   const PackedMatrix& w = p.weight;
-  const int64_t room = RowGroups::room(p.linear.rows, false);
+  const int64_t room = RowGroups::room(p.linear.rows, p.invariant);
   if (p.int8_activation)
     return with_dots(w.format, [&](auto dots) {
       using Rows = Int8Rows<decltype(dots)>;
@@ -53,14 +54,27 @@ void packed_linear_typed(const PackedLinearProblem& p, const Parallel& parallel)
           },
           [&] { packed_linear_with<T, decltype(dots)>(p, Rows(w, p.linear.rows, x, steps, sums), parallel); });
     });
+  if constexpr (std::is_same_v<T, bf16> && Words::kPairs)
+    if (in_pairs(w.format, p.linear.rows, p.invariant))
+      return with_pairs(w.format, [&](auto pairs) {
+        using Rows = PairRows<decltype(pairs)>;
+        uint32_t* x = nullptr;
+        float* sums = nullptr;
+        in_workspace(
+            [&](Carver& memory) {
+              x = memory.take<uint32_t>(room * Rows::inputs(w));
+              sums = memory.take<float>(room * w.groups());
+            },
+            [&] { packed_linear_with<T, decltype(pairs)>(p, Rows(w, p.linear.rows, p.invariant, x, sums), parallel); });
+      });
   float *x = nullptr, *sums = nullptr;
   in_workspace(
       [&](Carver& memory) {
-        x = memory.take<float>(room * w.padded_in());
+        x = memory.take<float>(room * PackedRows::inputs(w));
         sums = memory.take<float>(room * w.groups());
       },
       [&] {
-        const PackedRows rows(w, p.linear.rows, false, x, sums);
+        const PackedRows rows(w, p.linear.rows, p.invariant, x, sums);
         with_steps(w.format, [&](auto steps) { packed_linear_with<T, decltype(steps)>(p, rows, parallel); });
       });
 }

@@ -2,7 +2,7 @@
 // products of a group's rows with a tile, as f(tile, columns, f(first row, rows, products [rows][32])).
 #pragma once
 
-#include "cpu/gemv/packed.h"
+#include "cpu/gemv/packed_pairs.h"
 #include "cpu/moe/grouped.h"
 
 namespace effops::cpu::EFFOPS_ISA {
@@ -37,8 +37,8 @@ class ElementWeights {
   PlacedRows<P> rows_{};
 };
 
-// Numbers of few bits: panels are tiles.
-template <class T>
+// Numbers of few bits, Rows the form of x that their loop reads: panels are tiles.
+template <class T, class Rows>
 class PackedWeights {
   using P = product_of<T>;
 
@@ -56,15 +56,15 @@ class PackedWeights {
   void take_placed(Carver& memory, int64_t) {
     if (groups_.empty()) return;
     int64_t room = 0;
-    for (const Group& g : groups_) room += PackedRows::room(g.rows, p_.invariant);
-    float* x = memory.take<float>(room * matrices_[0].padded_in());
+    for (const Group& g : groups_) room += Rows::room(g.rows, p_.invariant);
+    auto* x = memory.take<typename Rows::Input>(room * Rows::inputs(matrices_[0]));
     float* sums = memory.take<float>(room * matrices_[0].groups());
     rows_.clear();
     for (size_t i = 0; i < groups_.size(); ++i) {
-      const int64_t own = PackedRows::room(groups_[i].rows, p_.invariant);
+      const int64_t own = Rows::room(groups_[i].rows, p_.invariant);
       rows_.emplace_back(matrices_[i], groups_[i].rows, p_.invariant, x, sums);
       if (x == nullptr) continue;  // measured
-      x += own * matrices_[i].padded_in();
+      x += own * Rows::inputs(matrices_[i]);
       sums += own * matrices_[i].groups();
     }
   }
@@ -75,7 +75,11 @@ class PackedWeights {
   auto product(const Group& g) const {
     return [&w = matrices_[&g - groups_.data()], &rows = rows_[&g - groups_.data()]](int64_t tile, const TileColumns&,
                                                                                      auto&& f) {
-      with_steps(w.format, [&](auto steps) { packed_product<decltype(steps)>(w, rows, tile, f); });
+      if constexpr (std::is_same_v<Rows, PackedRows>) {
+        with_steps(w.format, [&](auto steps) { packed_product<decltype(steps)>(w, rows, tile, f); });
+      } else {
+        packed_product<void>(w, rows, tile, f);
+      }
     };
   }
 
@@ -92,7 +96,7 @@ class PackedWeights {
   const GroupedProblem& p_;
   const std::vector<Group>& groups_;
   std::vector<PackedMatrix> matrices_;  // of each group
-  std::vector<PackedRows> rows_;
+  std::vector<Rows> rows_;
 };
 
 }  // namespace effops::cpu::EFFOPS_ISA

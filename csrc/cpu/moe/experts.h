@@ -130,7 +130,12 @@ class Experts {
 template <class T>
 void experts_typed(const ExpertsProblem& p, const Parallel& parallel) {
   if constexpr (sizeof(typename product_of<T>::C) == 4)
-    if (p.packed_gate_up.data != nullptr) return Experts<T, PackedWeights<T>>(p, parallel).run();
+    if (p.packed_gate_up.data != nullptr) {
+      if constexpr (std::is_same_v<T, bf16> && Words::kPairs)
+        if (p.packed_gate_up.format == PackedFormat::int4)
+          return Experts<T, PackedWeights<T, PairRows<Int4PairDots<Words>>>>(p, parallel).run();
+      return Experts<T, PackedWeights<T, PackedRows>>(p, parallel).run();
+    }
   p.gate_up.scale != nullptr ? Experts<T, ElementWeights<T, int8_t>>(p, parallel).run()
                              : Experts<T, ElementWeights<T, T>>(p, parallel).run();
 }

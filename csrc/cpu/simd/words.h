@@ -1,5 +1,6 @@
 // Vectors of 32-bit words whose bit fields become numbers, or factors of integer products: dot_halves of two 16-bit
-// numbers with signs each, dot_bytes of four without signs (to 15 unless kWholeBytes) with four with them.
+// numbers with signs each, dot_bytes of four without signs (to 15 unless kWholeBytes) with four with them. With kPairs
+// also of products of two bfloat16.
 #pragma once
 
 #include "cpu/simd/simd.h"
@@ -33,6 +34,18 @@ struct Words {
     return acc + Words{_mm512_madd_epi16(_mm512_maddubs_epi16(a.v, b.v), _mm512_set1_epi16(1))};
   }
 #endif
+#if defined(__AVX512BF16__)
+  static constexpr bool kPairs = true;
+  friend Vec dot_pairs(Vec acc, Words a, Words b) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
+  // The lowest four bits of each half as a bfloat16, whatever the others are: a fifth one chooses between equal halves.
+  Words small_numbers() const {
+    const __m256i sixteen = _mm256_setr_epi16(0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110,
+                                              0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170);
+    return {_mm512_permutexvar_epi16(v, _mm512_broadcast_i64x4(sixteen))};
+  }
+#else
+  static constexpr bool kPairs = false;
+#endif
 };
 #elif defined(EFFOPS_ISA_AVX2)
 struct Words {
@@ -46,6 +59,7 @@ struct Words {
   Words operator+(uint32_t x) const { return {_mm256_add_epi32(v, _mm256_set1_epi32(static_cast<int>(x)))}; }
   Vec numbers() const { return {_mm256_cvtepi32_ps(v)}; }
   Vec floats() const { return {_mm256_castsi256_ps(v)}; }
+  static constexpr bool kPairs = false;
   static Words of(Vec x) { return {_mm256_castps_si256(x.v)}; }
   static Words set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
   friend Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.v, b.v)}; }
@@ -75,6 +89,7 @@ struct Words {
   Words operator+(uint32_t x) const { return {v + x}; }
   Vec numbers() const { return {__builtin_convertvector((signed_native)v, Vec::native)}; }
   Vec floats() const { return {(Vec::native)v}; }
+  static constexpr bool kPairs = false;
   static Words of(Vec x) { return {(native)x.v}; }
   static Words set1(int32_t x) { return {native{} + static_cast<uint32_t>(x)}; }
   friend Words operator+(Words a, Words b) { return {a.v + b.v}; }

@@ -17,8 +17,11 @@ from effops.bench.roof import last_level_cache_bytes
 from effops.bench.work import Call, Missing, Other, Work
 from effops.reference.bounds import Interval, packed_linear_bound
 
-OWN = ("effops", "int8", "int4", "int4-g32")
-PACKED: dict[str, dict[str, Any]] = {"int8": {}, "int4": {}, "int4-g32": {"group_size": 32}}
+PACKED: dict[str, dict[str, Any]] = {
+    "int8": {}, "int8-g32": {"group_size": 32}, "int4": {}, "int4-g32": {"group_size": 32},
+}  # fmt: skip
+ROUNDED = {"int8-a8": "int8-g32", "int4-a8": "int4-g32"}  # these weights, and x in int8 as llama.cpp has it
+OWN = ("effops", *PACKED, *ROUNDED)
 BLOCKS = {f"llama.cpp {name}": name for name in llama_cpp.QUANTISED}
 PEERS = ("torch", "torch-f32", "llama.cpp", *BLOCKS)
 CHECKED = 256  # output features that the check looks at, half from either end
@@ -59,8 +62,8 @@ def quick_cases(dtypes: tuple[str, ...] = ("bfloat16", "float32")) -> Iterator[C
 
 def work(case: Case, peers: tuple[str, ...]) -> Work:
     """The weight of a case, copied often enough to outgrow the caches, and everyone who multiplies with it; beside them
-    the same weight in few bits, as :func:`effops.ops.pack_weight` packs it by default and, of 4 bits, in groups of 32;
-    and in llama.cpp's blocks, whose product quantises x to int8 as well."""
+    the same weight in few bits, as :func:`effops.ops.pack_weight` packs it by default and in groups of 32; and in
+    llama.cpp's blocks, whose product quantises x to int8 as well, as ours does where it is asked to."""
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, case.k, generator=generator).to(dtype) for rows in (case.rows, case.n))
@@ -72,6 +75,7 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
     forms: dict[str, Callable[[], Call | str]] = {
         "effops": lambda: lambda i: ops.packed_linear(x, weights[i % len(weights)]),
         **{name: partial(_packed, x, w, enough[name]) for name, w in packed.items()},
+        **{name: partial(_packed, x, packed[form], enough[form], "int8") for name, form in ROUNDED.items()},
         "torch": lambda: lambda i: F.linear(x, weights[i % len(weights)]),
         "torch-f32": lambda: _torch_f32(x, weights),
         "llama.cpp": lambda: _llama_cpp(x, weights),
@@ -91,7 +95,10 @@ def work(case: Case, peers: tuple[str, ...]) -> Work:
         copies=copies,
         candidates={name: forms[name]() for name in (*OWN, *peers)},
         check=_checker(x, weight, few_bits),
-        others={n: Other(_form(w), w.nbytes + ends, flops) for n, w in few_bits.items()},
+        others={
+            **{n: Other(_form(w), w.nbytes + ends, flops) for n, w in few_bits.items()},
+            **{n: Other(f"{_form(packed[f])}, x in int8", packed[f].nbytes + ends, flops) for n, f in ROUNDED.items()},
+        },
     )
 
 
@@ -122,12 +129,12 @@ def _copies(nbytes: int) -> int:
     return max(1, -(-4 * last_level_cache_bytes() // max(1, nbytes)))
 
 
-def _packed(x: Tensor, weight: ops.PackedWeight, copies: int) -> Call:
+def _packed(x: Tensor, weight: ops.PackedWeight, copies: int, activation: str | None = None) -> Call:
     def copy() -> ops.PackedWeight:
         return replace(weight, data=weight.data.clone())
 
     weights = [weight, *(copy() for _ in range(copies - 1))]
-    return lambda i: ops.packed_linear(x, weights[i % copies])
+    return lambda i: ops.packed_linear(x, weights[i % copies], activation=activation)
 
 
 def _torch_f32(x: Tensor, weights: list[Tensor]) -> Call | str:
@@ -165,6 +172,8 @@ def _checker(
             exact[name] = packed_linear_bound(x, _pack(weight[rows], name))
         else:
             exact[name] = _with_int8_rows(x, form.dequantize()[rows], llama_cpp.ACTIVATIONS[form.format])
+    for name, plain in ROUNDED.items():
+        exact[name] = packed_linear_bound(x, _pack(weight[rows], plain), activation="int8")
 
     def check(name: str, out: Tensor) -> float:
         if out.shape != (x.shape[0], weight.shape[0]):

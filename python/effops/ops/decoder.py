@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from effops.ops._call import BelowADInplaceOrView, increment_version, is_compiling, tracks_grad
+from effops.ops._invariance import is_batch_invariant
 
 _decoder = torch.ops.effops.decoder.default
 _decoder_layer = torch.ops.effops.decoder_layer.default
@@ -71,8 +72,9 @@ def decoder_layer(
         x, attention_norm, qkv, qkv_bias, o, o_bias, mlp_norm, gate_up, gate_up_bias, down, down_bias, cos, sin,
         positions, k_cache, v_cache, slots, kv_lens, norm_eps, window, max_kv_len,
     )  # fmt: skip
-    if page_table is not None or ancestors is not None or depths is not None:  # what is off is not passed
-        arguments = (*arguments, page_table, ancestors, depths)
+    invariant = is_batch_invariant()
+    if page_table is not None or ancestors is not None or depths is not None or invariant:  # what is off is not passed
+        arguments = (*arguments, page_table, ancestors, depths, invariant)
     if is_compiling() or (torch.is_grad_enabled() and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)))):
         return _decoder_layer(*arguments)
     with BelowADInplaceOrView():
@@ -138,8 +140,9 @@ def decoder(
         tokens, embedding, *lists, norm, lm_head, cos, sin, positions, k_cache, v_cache, slots, kv_lens, windows,
         norm_eps, max_kv_len,
     )  # fmt: skip
-    if page_table is not None or ancestors is not None or depths is not None:  # what is off is not passed
-        arguments = (*arguments, page_table, ancestors, depths)
+    invariant = is_batch_invariant()
+    if page_table is not None or ancestors is not None or depths is not None or invariant:  # what is off is not passed
+        arguments = (*arguments, page_table, ancestors, depths, invariant)
     if is_compiling() or (
         torch.is_grad_enabled()
         and tracks_grad(*(t for t in arguments if isinstance(t, Tensor)), *(t for one in lists for t in one))

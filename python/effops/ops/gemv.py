@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from effops.ops._call import BelowAutograd, dispatches
+from effops.ops._invariance import is_batch_invariant
 from effops.ops.layer import rms_norm, silu_mul
 from effops.ops.packed_weight import PackedWeight
 
@@ -30,7 +31,8 @@ def packed_linear(
     f is nothing, the RMS norm before the layer or the gated activation: with the same bits as :func:`rms_norm` and
     :func:`silu_mul` before the call, without their calls. Up to 16 rows stream the weights once at read bandwidth; more
     rows take torch's own GEMM (float16: the streaming loop again, since torch has no fast float16 GEMM on CPUs).
-    ``effops.explain("packed_linear", ...)`` names the path.
+    ``effops.explain("packed_linear", ...)`` names the path. Under ``effops.batch_invariant(True)`` all rows stream, by
+    one loop: plain weights must then be on the CPU.
 
     Args:
         x: ``[..., K]`` (``[..., 2K]`` if gated), float32, bfloat16, float16 or float64.
@@ -65,6 +67,8 @@ def packed_linear(
         options["gated"] = True
     if activation is not None:
         options["int8_activation"] = True
+    if is_batch_invariant():
+        options["batch_invariant"] = True
     w = weight.data if isinstance(weight, PackedWeight) else weight
     if dispatches(x, w, bias, residual, norm):
         out: Tensor = _packed_linear(x, w, bias, **options)
