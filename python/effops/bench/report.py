@@ -86,7 +86,9 @@ def write_plot(path: Path, rows: list[Row]) -> None:
         ]
         if not bars:
             continue
-        axes.barh([y for y, _ in bars], [x for _, x in bars], height, label=name)
+        axes.barh(
+            [y for y, _ in bars], [x for _, x in bars], height, label=name, color=f"C{i % 10}", hatch="///" * (i // 10)
+        )
     axes.set_yticks([at + 0.4 - height / 2 for at in range(len(rows))], [row.work.name for row in rows])
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
