@@ -33,6 +33,9 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
+NEAR = {f"pim__{n}": [8, "paper"] for n in ("banks_per_access", "activations_per_access", "peak_tflops")}
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -56,6 +59,20 @@ def write(path: Path, **changes: object) -> Path:
         ({"pim__kind": ["banks", "paper"]}, "pim.row_buffers: expected a value with its source"),
         ({"processor__kind": ["tpu", "paper"]}, "processor.kind: expected 'systolic' or 'roofline', got 'tpu'"),
         ({"base": "nowhere"}, "expected a device file, got nothing"),
+        ({"memory__command_buses": [True, "paper"]}, "memory.command_buses: expected 1 or 2, got True"),
+        ({"currents__IDD0": None}, "currents.IDD0: expected a value with its source, got nothing"),
+        ({"currents__IDD0": [20, "paper"]}, "currents: expected an energy of 0 or more of activate, got -1764 pJ"),
+        ({"currents__IDD4R": [50, "paper"]}, "currents: expected an energy of 0 or more of read, got -12 pJ"),
+        (
+            {"processor__peak_tflops": [9, "paper"]},
+            "processor.peak_tflops: expected none: a device with processor.kind",
+        ),
+        ({"pim__composite": [True, "paper"], "pim__kind": ["near", "paper"], **NEAR}, "pim.composite: expected none"),
+        ({"energy__near_read": [9, "paper"]}, "energy.near_read: expected none: a device with no pim.kind"),
+        (
+            {"memory__flat_gb_per_s": [9, "paper"], "memory__flat_gb": [9, "paper"]},
+            "expected none: a device with memory.",
+        ),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(changes: dict, words: str, tmp_path: Path) -> None:
@@ -90,6 +107,31 @@ def test_a_file_over_a_base_keeps_the_base_s_constants(tmp_path: Path) -> None:
     mine = Device.load(path)
     assert mine["timing.tFAW"] == 24 and mine.constants["timing"]["tFAW"].source == "lab"
     assert mine["pim.row_buffers"] == 2 and mine["memory.channels"] == 32
+
+
+LAB = {"sources": {"lab": "measured in the lab"}}
+
+
+def test_of_a_base_of_another_kind_only_what_is_read_stays(tmp_path: Path) -> None:
+    """What the file itself states is refused where nothing reads it, what comes with the base falls away."""
+    path = tmp_path / "mine.json"
+    near = {name: [8, "lab"] for name in ("banks_per_access", "activations_per_access", "peak_tflops")}
+    path.write_text(json.dumps({"base": "neupims", **LAB, "pim": {"kind": ["near", "lab"], **near}}))
+    mine = Device.load(path)
+    assert set(mine.constants["pim"]) == {"kind", *near} and set(mine.constants["energy"]) == {"flop"}
+    flat = {"flat_gb_per_s": [1000, "lab"], "flat_gb": [80, "lab"]}
+    path.write_text(json.dumps({"base": "npu", **LAB, "memory": flat}))
+    mine = Device.load(path)
+    assert set(mine.constants["memory"]) == {*flat, "access_bytes"} and mine.numbers["energy"]["flop"] == 0.75
+    assert "timing" not in mine.constants and "currents" not in mine.constants
+    path.write_text(json.dumps({"base": "a100", **LAB, "currents": {"VDD": [1.1, "lab"]}}))
+    with pytest.raises(DeviceError, match=r"currents.VDD: expected none: a device with memory.flat_gb_per_s does not"):
+        Device.load(path)
+
+
+def test_a_stated_energy_stands_before_one_from_currents(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.json", currents__IDD0=[20, "paper"], energy__activate=[900, "paper"])
+    assert Device.load(path).numbers["energy"]["activate"] == 900
 
 
 def test_a_variant_is_checked() -> None:

@@ -38,6 +38,15 @@ def test_arrivals() -> None:
         work.poisson(0)
 
 
+def test_lengths_of_no_tokens() -> None:
+    with pytest.raises(ValueError, match="workload: prompt: expected 1 or more tokens, got 0"):
+        Workload.gaussian(0, 5, 3)
+    with pytest.raises(ValueError, match="workload: output: expected 1 or more tokens, got -2"):
+        Workload.gaussian(5, -2, 3)
+    with pytest.raises(ValueError, match="request 1: expected a prompt and an output of 1 or more tokens"):
+        Workload.fixed(0, 5, 3)
+
+
 @pytest.mark.parametrize(
     "name, text",
     [

@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--synthetic", default="sharegpt", metavar="WHAT", help="sharegpt, alpaca or PROMPT+OUTPUT tokens (sharegpt)"
     )
-    parser.add_argument("--requests", type=count, default=1000, metavar="N", help="of a synthetic workload (1000)")
+    parser.add_argument("--requests", type=count, metavar="N", help="of a synthetic workload (1000)")
     parser.add_argument(
-        "--per-second", type=positive, metavar="RATE", help="arrivals; without it all are there at once"
+        "--per-second", type=positive, metavar="RATE", help="its arrivals; without it all are there at once"
     )
     parser.add_argument("--batch", type=count, default=256, metavar="N", help="requests at once at most (256)")
     parser.add_argument("--no-prefill", action="store_true", help="prompts are prefilled elsewhere")
@@ -150,10 +150,18 @@ def _workload(arguments: argparse.Namespace) -> Workload:
     from effops.pim.workload import Workload
 
     if arguments.trace is not None:
+        for name, value in (("--requests", arguments.requests), ("--per-second", arguments.per_second)):
+            if value is not None:
+                raise ValueError(f"{name}: expected none beside --trace, which says its own, got {value}")
         return Workload.file(arguments.trace)
+    requests = arguments.requests or 1000
     prompt, plus, answer = arguments.synthetic.partition("+")
-    if plus and prompt.isdigit() and answer.isdigit():
-        work = Workload.gaussian(int(prompt), int(answer), arguments.requests, seed=arguments.seed)
+    if plus and prompt.isdecimal() and answer.isdecimal():
+        lengths = int(prompt), int(answer)
+        if min(lengths) < 1:
+            expected = "PROMPT+OUTPUT of 1 or more tokens each"
+            raise ValueError(f"--synthetic: expected {expected}, got {arguments.synthetic!r}")
+        work = Workload.gaussian(*lengths, requests, seed=arguments.seed)
     else:
-        work = Workload.named(arguments.synthetic, arguments.requests, seed=arguments.seed)
+        work = Workload.named(arguments.synthetic, requests, seed=arguments.seed)
     return work.poisson(arguments.per_second, seed=arguments.seed) if arguments.per_second else work

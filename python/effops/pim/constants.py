@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Check = tuple[str, Callable[[Any], bool]]
+Values = Mapping[str, Mapping[str, Any]]
 
 
 def _is_int(x: Any) -> bool:
@@ -24,7 +25,8 @@ FLAG: Check = ("true or false", lambda x: isinstance(x, bool))
 
 
 def one_of(*words: Any) -> Check:
-    return " or ".join(map(repr, words)), lambda x: x in words
+    # 1.0 and true equal 1, and the simulator takes neither for it.
+    return " or ".join(map(repr, words)), lambda x: any(type(x) is type(w) and x == w for w in words)
 
 
 DRAM = ("clock_ghz", "channels", "ranks", "bank_groups", "banks_per_group", "rows", "row_bytes", "access_bytes")
@@ -100,36 +102,87 @@ SECTIONS: dict[str, dict[str, Check]] = {
     ),
 }
 
-UNITS = ("row_buffers", "comp_bytes", "comp_interval", "least_comps", "banks_per_activation", "gwrite_cycles")
+UNITS = (
+    *("row_buffers", "comp_bytes", "comp_interval", "least_comps", "banks_per_activation", "gwrite_cycles"),
+    *("result_bytes", "composite"),
+)
 NEAR = ("banks_per_access", "activations_per_access", "peak_tflops")
 SYSTOLIC = ("clock_ghz", "arrays", "array_rows", "array_columns", "vector_units", "vector_width")
+FLAT = ("flat_gb_per_s", "flat_gb", "access_bytes")
+FLAT_ENERGY = ("read", "write", "flop", "link_byte")
 
 
-def missing(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+def missing(values: Values) -> Iterator[str]:
     """Constants that this kind of device needs and the file lacks."""
     memory, pim, processor = (values.get(s, {}) for s in ("memory", "pim", "processor"))
     flat = "flat_gb_per_s" in memory
-    needs: dict[str, Sequence[str]] = {
-        "memory": ("flat_gb_per_s", "flat_gb", "access_bytes") if flat else DRAM,
-        "timing": () if flat else TIMES,
-    }
+    needs: dict[str, Sequence[str]] = {"memory": FLAT if flat else DRAM, "timing": () if flat else TIMES}
     needs["processor"] = ("kind", *(SYSTOLIC if processor.get("kind") == "systolic" else ("peak_tflops",)))
     if pim:
-        kinds = {"banks": (*UNITS, "result_bytes", "composite"), "near": NEAR}
-        needs["pim"] = ("kind", *kinds.get(pim.get("kind", ""), ()))
+        needs["pim"] = ("kind", *{"banks": UNITS, "near": NEAR}.get(pim.get("kind", ""), ()))
+    if values.get("currents") and not flat:  # the power model is one formula over all of them
+        needs["currents"] = tuple(SECTIONS["currents"])
     for section, names in needs.items():
         for name in names:
             if name not in values.get(section, {}):
                 yield f"{section}.{name}: expected a value with its source, got nothing"
 
 
-def contradictions(values: dict[str, dict[str, Any]]) -> Iterator[str]:
+def unread(values: Values) -> Iterator[tuple[str, str, str]]:
+    """Constants that this kind of device does not read: section, name and the kind."""
+    memory, pim, processor = (values.get(s, {}) for s in ("memory", "pim", "processor"))
+    kind = pim.get("kind", "")
+    of_units: dict[str, Sequence[str]] = {
+        "pim": (*UNITS, "window_shared"),
+        "energy": ("comp_times_read", "extra_row_buffer"),
+    }
+    of_near: dict[str, Sequence[str]] = {"pim": NEAR, "energy": ("near_read",)}
+    this = f"pim.kind {kind!r}" if kind else "no pim.kind"
+    systolic = processor.get("kind") == "systolic"
+    without: list[tuple[str, dict[str, Sequence[str]]]] = [
+        (f"processor.kind {processor.get('kind')!r}", {"processor": ("peak_tflops",) if systolic else SYSTOLIC})
+    ]
+    if kind != "banks":
+        without.append((this, of_units))
+    if kind != "near":
+        without.append((this, of_near))
+    if "flat_gb_per_s" in memory:
+        rest = {s: [n for n in SECTIONS[s] if n not in read] for s, read in (("memory", FLAT), ("energy", FLAT_ENERGY))}
+        without.append(("memory.flat_gb_per_s", {"timing": TIMES, "currents": [*SECTIONS["currents"]], **rest}))
+    for what, sections in without:
+        for section, names in sections.items():
+            for name in names:
+                if name in values.get(section, {}):
+                    yield section, name, what
+
+
+def events(values: Values) -> dict[str, float]:
+    """Picojoules of events from currents, as in Micron's power model (mA x V x ns = pJ)."""
+    v = values.get("currents")
+    if not v:
+        return {}
+    t = {name: cycles / values["memory"]["clock_ghz"] for name, cycles in values["timing"].items()}
+    volt = v["VDD"]
+    opened = v["IDD0"] * (t["tRAS"] + t["tRP"]) - v["IDD3N"] * t["tRAS"] - v["IDD2N"] * t["tRP"]
+    return {
+        "activate": volt * opened,
+        "read": volt * (v["IDD4R"] - v["IDD3N"]) * t["burst"],
+        "write": volt * (v["IDD4W"] - v["IDD3N"]) * t["burst"],
+        "refresh": volt * (v["IDD5AB"] - v["IDD3N"]) * t["tRFC"],
+        "background_mw": volt * v["IDD3N"] * values["memory"]["ranks"],
+    }
+
+
+def contradictions(values: Values) -> Iterator[str]:
     """What cannot be true of one device."""
     memory, timing, pim = (values.get(s, {}) for s in ("memory", "timing", "pim"))
     if "flat_gb_per_s" in memory:
         if pim:
             yield "pim.kind: expected none where memory.flat_gb_per_s stands for the memory, got " + repr(pim["kind"])
         return
+    for event, pj in events(values).items():
+        if pj < 0 and event not in values.get("energy", {}):  # one that the file states counts instead
+            yield f"currents: expected an energy of 0 or more of {event}, got {pj:g} pJ"
     banks = memory["ranks"] * memory["bank_groups"] * memory["banks_per_group"]
 
     def divides(section: str, name: str, whole: int, of: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from effops.pim.constants import SECTIONS, contradictions, missing
+from effops.pim.constants import SECTIONS, contradictions, events, missing, unread
 
 SHIPPED = Path(__file__).with_name("devices")
 
@@ -88,8 +88,16 @@ class Device:
         values = {s: {n: c.value for n, c in entries.items()} for s, entries in constants.items()}
         for problem in missing(values):
             raise fail(problem)
+        for section, name, kind in unread(values):
+            constant = constants[section].pop(name, None)
+            if constant is None or ": " in constant.source:
+                continue  # the base is of another kind, and this is true of it alone
+            raise fail(
+                f"{section}.{name}: expected none: a device with {kind} does not read it, got {constant.value!r}"
+            )
         for problem in contradictions(values):
             raise fail(problem)
+        constants = {section: entries for section, entries in constants.items() if entries}
         return cls(path.name.removesuffix(".json"), str(raw.get("about", "")), constants, sources)
 
     def __repr__(self) -> str:
@@ -130,23 +138,9 @@ class Device:
         return values
 
     def _energy(self) -> dict[str, float]:
-        """Picojoules of events. From currents as in Micron's power model (mA x V x ns = pJ)."""
-        given = {n: c.value for n, c in self.constants.get("energy", {}).items()}
-        currents = self.constants.get("currents")
-        if currents:
-            clock = self["memory.clock_ghz"]
-            t = {n: c.value / clock for n, c in self.constants["timing"].items()}
-            v = {n: c.value for n, c in currents.items()}
-            volt = v["VDD"]
-            events = {
-                "activate": volt
-                * (v["IDD0"] * (t["tRAS"] + t["tRP"]) - v["IDD3N"] * t["tRAS"] - v["IDD2N"] * t["tRP"]),
-                "read": volt * (v["IDD4R"] - v["IDD3N"]) * t["burst"],
-                "write": volt * (v["IDD4W"] - v["IDD3N"]) * t["burst"],
-                "refresh": volt * (v["IDD5AB"] - v["IDD3N"]) * t["tRFC"],
-                "background_mw": volt * v["IDD3N"] * self["memory.ranks"],
-            }
-            given = {**events, **given}
+        """Picojoules of events, a stated one before one from currents."""
+        stated = {s: {n: c.value for n, c in e.items()} for s, e in self.constants.items()}
+        given = {**events(stated), **stated.get("energy", {})}
         read = given.get("read", 0.0)
         if self.get("pim.kind") == "banks":
             given["comp"] = given.get("comp_times_read", 0.0) * read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,22 @@ from typing import Any
 SHIPPED = Path(__file__).with_name("models")
 # Their feed-forward layers have an up and a down projection; all others a gate beside.
 WITHOUT_GATE = frozenset(
-    ["gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "opt", "bloom", "mpt", "falcon", "phi", "starcoder2", "glam"]
+    [
+        *("gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_bigcode", "openai-gpt", "codegen", "opt"),
+        *("bloom", "mpt", "falcon", "phi", "starcoder2", "glam", "nemotron", "persimmon", "arcee", "apertus", "biogpt"),
+        *("jais2", "nanochat"),
+    ]
 )
-
-
-# Latent attention, shared experts, dense layers of another width.
-UNKNOWN = ("kv_lora_rank", "n_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace")
+# Latent attention, shared experts, dense layers of another width or at other places, layers without attention.
+UNKNOWN = (
+    *("kv_lora_rank", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "moe_num_experts"),
+    *("shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp", "first_k_dense_replace"),
+    *("attn_layer_indices", "hybrid_override_pattern", "mamba_d_state", "state_size", "conv_L_cache"),
+)
+# Lists with an entry a layer, and the entries that are modelled.
+LAYERS = ("layer_types", "layers_block_type", "block_types", "attention_layers")
+MODELLED = ("full_attention", "attention", "global")
+WINDOWED = ("sliding_attention", "local")  # full attention where the window holds every position
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class ModelShape:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path}: expected JSON, got {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path}: expected an object, got {type(config).__name__}")
         return cls._from_config(config, str(path))
 
     @classmethod
@@ -73,9 +85,6 @@ class ModelShape:
                 raise ValueError(f"{where}: {' or '.join(names)}: expected a positive integer, got nothing")
             return default
 
-        for name in UNKNOWN:
-            if config.get(name):
-                raise ValueError(f"{where}: {name}: expected none, which is not modelled, got {config[name]!r}")
         hidden = read("hidden_size", "n_embd", "d_model")
         heads = read("num_attention_heads", "n_head", "num_heads")
         own = 1 if config.get("multi_query") and not config.get("new_decoder_architecture") else heads
@@ -89,13 +98,19 @@ class ModelShape:
             raise ValueError(f"{where}: num_experts_per_tok: expected 1 to {experts}, got {top_k or 'nothing'}")
         layers = read("num_hidden_layers", "n_layer", "num_layers")
         period = read("expert_layer_period", "decoder_sparse_step", default=1)
+        expert_wide = read("moe_intermediate_size", default=wide) if experts else wide
+        for problem in _not_modelled(config, layers, experts):
+            raise ValueError(f"{where}: {problem}")
+        if experts and period > 1 and expert_wide != wide:  # dense layers have a width of their own
+            expected = f"intermediate_size ({wide}) where one layer of {period} has experts"
+            raise ValueError(f"{where}: moe_intermediate_size: expected {expected}, got {expert_wide}")
         return cls(
             layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=read("head_dim", default=hidden // heads),
-            intermediate=read("moe_intermediate_size", default=wide) if experts else wide,
+            intermediate=expert_wide,
             vocab=read("vocab_size"),
             ffn_matrices=2 if config.get("model_type") in WITHOUT_GATE else 3,
             experts=experts,
@@ -105,6 +120,34 @@ class ModelShape:
 
     def numbers(self) -> dict[str, int]:
         return asdict(self)
+
+
+def _not_modelled(config: Mapping[str, Any], layers: int, experts: int) -> Iterator[str]:
+    """What a configuration has that would change its time and is not in a `ModelShape`."""
+    for name in UNKNOWN:
+        if config.get(name):
+            yield f"{name}: expected none, which is not modelled, got {config[name]!r}"
+    if config.get("attn_layer_period") not in (None, 1):
+        yield f"attn_layer_period: expected 1, attention in every layer, got {config['attn_layer_period']!r}"
+    if experts and config.get("mlp_only_layers"):
+        yield f"mlp_only_layers: expected none beside experts, got {config['mlp_only_layers']!r}"
+    name, window, listed = "sliding_window", config.get("sliding_window"), False
+    if window is None and config.get("window_size") is not None:
+        name, window = "window_size", config["window_size"]
+    positions = config.get("max_position_embeddings")
+    cuts = not (isinstance(window, int) and isinstance(positions, int) and window >= positions)
+    for of_layers in LAYERS:
+        for kind in config.get(of_layers) or ():
+            listed = True
+            if kind not in MODELLED and (cuts or kind not in WINDOWED):
+                yield f"{of_layers}: expected {' or '.join(MODELLED)}, got {kind!r}"
+    # Without a list all layers have the window, Qwen's from `max_window_layers` on and only where it is switched on.
+    used = config.get("use_sliding_window", not str(config.get("model_type", "")).startswith("qwen"))
+    if "use_sliding_window" in config and isinstance(config.get("max_window_layers"), int):
+        used = used and config["max_window_layers"] < layers
+    if name == "sliding_window" and window is not None and used and cuts and not listed:
+        expected = "none" if positions is None else f"none, or the {positions} positions or more"
+        yield f"sliding_window: expected {expected}, as windows are not modelled, got {window!r}"
 
 
 def shipped() -> list[str]:

@@ -55,6 +55,9 @@ class Workload:
     @classmethod
     def gaussian(cls, prompt: int, output: int, requests: int, *, deviation: float = 0.1, seed: int = 0) -> Workload:
         """Lengths from normal laws with these means, ``deviation`` of the mean wide."""
+        for name, mean in (("prompt", prompt), ("output", output)):
+            if mean < 1:
+                raise ValueError(f"workload: {name}: expected 1 or more tokens, got {mean}")
         draw = random.Random(seed)
 
         def one() -> tuple[int, int]:
