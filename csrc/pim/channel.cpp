@@ -56,7 +56,7 @@ class Channel {
     }
     banks_.resize(m_.banks());
     group_write_.assign(m_.ranks * m_.bank_groups, kPast);
-    const int64_t bundles = p_.kind == PimKind::near ? m_.banks() / p_.banks_per_access : 0;
+    const int64_t bundles = device.bundles();
     const bool sections = bundles > 1 && work.near_accesses > 0 && !work.transfers.empty();
     // Beside a near processor ordinary accesses keep to the other half of its bundles, as data are placed for it.
     for (int64_t i = 0; i < m_.banks(); ++i) {  // neighbours lie in different groups: tCCD_S and tRRD_S between them

@@ -93,11 +93,10 @@ struct Device {
   Link link;
   Energy energy;
 
-  double channel_bytes_per_cycle() const { return double(memory.access_bytes) / double(timing.burst); }
-  // GB/s that the pins move, without refresh.
-  double bandwidth() const {
-    return memory.flat_gb_per_s > 0 ? memory.flat_gb_per_s
-                                    : double(memory.channels) * channel_bytes_per_cycle() * memory.clock_ghz;
+  // Of a channel's banks, those that a near processor reads at once make a bundle.
+  int64_t bundles() const { return pim.kind == PimKind::near ? memory.banks() / pim.banks_per_access : 0; }
+  double refresh_mw() const {  // of a channel, pJ a ns
+    return timing.tREFI > 0 ? double(memory.ranks) * energy.refresh * memory.clock_ghz / double(timing.tREFI) : 0;
   }
   double capacity() const {
     return memory.flat_gb_per_s > 0 ? memory.flat_gb * 1e9 : double(memory.channels) * double(memory.channel_bytes());

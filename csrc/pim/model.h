@@ -14,7 +14,6 @@ struct Model {
 
   int64_t group() const { return heads / kv_heads; }
   int64_t expert_layers() const { return experts > 0 ? layers / expert_period : 0; }
-  double kv_bytes_per_token() const { return 2.0 * double(layers * kv_heads * head_dim * value_bytes); }
   double ffn_bytes() const { return double(ffn_matrices * hidden * intermediate * value_bytes); }
   double expert_bytes() const { return double(expert_layers() * experts) * ffn_bytes(); }
   double other_bytes() const {

@@ -122,7 +122,7 @@ py::dict to_dict(const ServeReport& r) {
   d["clock_ns"] = r.clock_ns, d["stages"] = r.stages, d["mixed_stages"] = r.mixed_stages, d["tokens"] = r.tokens;
   d["finished"] = r.finished, d["refused"] = r.refused, d["batch_ns"] = r.batch_ns;
   d["gap_ns"] = r.gap_ns, d["gap_count"] = r.gap_count;
-  d["first_token_ns"] = r.first_token_ns, d["end_to_end_ns"] = r.end_to_end_ns;
+  d["first_token_ns"] = r.first_token_ns, d["end_to_end_ns"] = r.end_to_end_ns, d["in_batch_ns"] = r.in_batch_ns;
   return d;
 }
 
@@ -163,17 +163,38 @@ void add_to(py::module_& host) {
   py::module_ m = host.def_submodule("pim", "Timing and energy of processing in memory");
   m.def("simulate_channel", &channel, py::arg("device"), py::arg("transfers"), py::arg("gemv"),
         py::arg("near_accesses"), py::arg("refresh"), py::arg("trace"));
-  m.def("pack_min_load", [](const std::vector<int64_t>& costs, std::vector<int64_t> loads) {
-    std::vector<int64_t> to = pack_min_load(costs, &loads);
-    return std::make_pair(to, loads);
-  });
-  m.def("pack_round_robin", &pack_round_robin);
+  // With the bytes that each request takes and each channel still has: channels, loads, bytes that are left.
+  m.def(
+      "pack_min_load",
+      [](const std::vector<int64_t>& costs, std::vector<int64_t> loads, std::vector<double> bytes,
+         std::vector<double> free) {
+        Room room{std::move(bytes), std::move(free)};
+        const std::vector<int64_t> to = pack_min_load(costs, &loads, room.free.empty() ? nullptr : &room);
+        return py::make_tuple(to, loads, room.free);
+      },
+      py::arg("costs"), py::arg("loads"), py::arg("bytes") = std::vector<double>{},
+      py::arg("free") = std::vector<double>{});
+  m.def(
+      "pack_round_robin",
+      [](int64_t requests, int64_t channels, int64_t first, std::vector<double> bytes, std::vector<double> free) {
+        Room room{std::move(bytes), std::move(free)};
+        const std::vector<int64_t> to =
+            pack_round_robin(requests, channels, first, room.free.empty() ? nullptr : &room);
+        return py::make_tuple(to, room.free);
+      },
+      py::arg("requests"), py::arg("channels"), py::arg("first"), py::arg("bytes") = std::vector<double>{},
+      py::arg("free") = std::vector<double>{});
   m.def("halve_batch", &halve_batch);
-  m.def("split_experts", [](const std::vector<int64_t>& tokens, const std::vector<double>& processor,
-                            const std::vector<double>& near, int64_t sections) {
-    const ExpertSplit s = split_experts(tokens, processor, near, sections);
-    return py::make_tuple(s.ns, s.processor_ns, s.near_ns, s.near);
-  });
+  m.def("halve_by_length", &halve_by_length);
+  m.def(
+      "split_experts",
+      [](const std::vector<int64_t>& tokens, const std::vector<double>& processor, const std::vector<double>& near,
+         int64_t sections, const std::vector<double>& near_beside, double processor_stretch) {
+        const ExpertSplit s = split_experts(tokens, processor, near, sections, near_beside, processor_stretch);
+        return py::make_tuple(s.ns, s.processor_ns, s.near_ns, s.near);
+      },
+      py::arg("tokens"), py::arg("processor"), py::arg("near"), py::arg("sections"),
+      py::arg("near_beside") = std::vector<double>{}, py::arg("processor_stretch") = 1.0);
   py::class_<System>(m, "System")
       .def(py::init([](const py::dict& device, const py::dict& model, int64_t tensor, int64_t pipeline, int64_t data,
                        bool split_experts, const std::string& scheduler) {
@@ -186,8 +207,17 @@ void add_to(py::module_& host) {
              return to_dict(s.step({std::move(decode), std::move(channel), std::move(prefill), {}, {}}, seed));
            })
       .def("attention_cycles", &System::attention_cycles)
-      .def("estimate_attention",
-           [](System& s, int64_t len) { return estimate_attention(s.device(), s.shape(), len, {}); })
+      .def("estimate_attention", [](System& s, int64_t len) { return estimate_attention(s.device(), s.shape(), len); })
+      .def(
+          "fits",
+          [](const System& s, std::vector<int64_t> decode, std::vector<int64_t> channel, std::vector<int64_t> prefill) {
+            return s.fits({std::move(decode), std::move(channel), std::move(prefill), {}, {}});
+          })
+      .def("kv_bytes", &System::kv_bytes)
+      .def("weight_bytes", &System::weight_bytes)
+      .def("room_bytes", &System::room_bytes)
+      .def("capacity", [](const System& s) { return s.device().capacity(); })
+      .def("sections", &System::sections)
       .def("units_ns", &System::units_ns)
       .def("overlapped", &System::overlapped)
       .def("processor_ns", &System::processor_ns)
@@ -203,7 +233,7 @@ void add_to(py::module_& host) {
         py::dict d;
         d["read_gb_per_s"] = 1 / r.read_ns(1), d["write_gb_per_s"] = 1 / r.write_ns(1);
         d["near_gb_per_s"] = r.near_ns(1) > 0 ? 1 / r.near_ns(1) : 0.0;
-        d["gemv_stretch"] = r.gemv_stretch(), d["transfer_stretch"] = r.transfer_stretch();
+        d["units_stretch"] = r.units_stretch(), d["transfer_stretch"] = r.transfer_stretch();
         return d;
       });
   py::class_<Server>(m, "Server")

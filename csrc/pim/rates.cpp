@@ -37,10 +37,18 @@ Rates::Rates(const Device& device) : device_(device) {
     ChannelWork w;
     w.near_accesses = std::min(kMost, kRefreshes * device_.timing.tREFI / device_.timing.tCCD_L);
     near_ = per_byte(w, double(w.near_accesses * m.access_bytes * device_.pim.banks_per_access), &near_pj_);
+    if (device_.bundles() > 1) measure_overlap(w);
   }
   if (device_.pim.kind == PimKind::banks) {
     measure_units();
-    if (device_.pim.row_buffers == 2) measure_overlap();
+    if (device_.pim.row_buffers == 2) {
+      ChannelWork w;  // an ordinary mixture of vectors and rows: sequences of a few hundred keys, eight heads of 128
+      for (int i = 0; i < 8; ++i) {
+        add_logits(device_, {8, 128, 1, 2}, 300, &w.gemv);
+        add_context(device_, {8, 128, 1, 2}, 300, &w.gemv);
+      }
+      measure_overlap(w);
+    }
   }
 }
 
@@ -71,27 +79,28 @@ void Rates::measure_units() {
   tiles_.clear();
 }
 
-void Rates::measure_overlap() {
-  // An ordinary mixture of vectors and rows: sequences of a few hundred keys, eight heads of 128.
-  ChannelWork w;
-  for (int i = 0; i < 8; ++i) {
-    add_logits(device_, {8, 128, 1, 2}, 300, &w.gemv);
-    add_context(device_, {8, 128, 1, 2}, 300, &w.gemv);
-  }
-  const double alone = double(simulate_channel(device_, w).gemv_cycles);
-  const double per_access =
-      read_ * double(device_.memory.channels * device_.memory.access_bytes) * device_.memory.clock_ghz;
+// The units' or the near processor's work, alone and beside reads that outlast it.
+void Rates::measure_overlap(ChannelWork w) {
+  const auto cycles = [](const ChannelReport& r) { return double(std::max(r.gemv_cycles, r.near_cycles)); };
+  const double alone = cycles(simulate_channel(device_, w));
+  double per_access = read_ * double(device_.memory.channels * device_.memory.access_bytes) * device_.memory.clock_ghz;
   const int64_t accesses = int64_t(2 * alone / per_access);
   w.transfers.push_back({accesses, false});
+  if (w.near_accesses > 0) {  // reads alone keep to the same bundles, as with hardly anything beside them
+    ChannelWork reads = transfers(accesses, false);
+    reads.near_accesses = 1;
+    per_access = double(simulate_channel(device_, reads).transfer_cycles) / double(accesses);
+  }
   const ChannelReport both = simulate_channel(device_, w);
-  gemv_stretch_ = double(both.gemv_cycles) / alone;
-  const double after = double(both.transfer_cycles - both.gemv_cycles) / per_access;  // accesses once the units rest
-  transfer_stretch_ = double(both.gemv_cycles) / ((double(accesses) - after) * per_access);
+  units_stretch_ = std::max(1.0, cycles(both) / alone);
+  const double after = (double(both.transfer_cycles) - cycles(both)) / per_access;  // accesses once the units rest
+  transfer_stretch_ = std::max(1.0, cycles(both) / ((double(accesses) - after) * per_access));
 }
 
 double Rates::per_byte(const ChannelWork& work, double bytes, double* pj) const {
-  const ChannelReport r = simulate_channel(device_, work);
+  ChannelReport r = simulate_channel(device_, work);
   const double channels = double(device_.memory.channels);
+  r.counts[static_cast<int>(Op::refresh)] = 0;
   *pj = energy_pj(device_, r) / bytes;
   return double(r.cycles) / device_.memory.clock_ghz / (bytes * channels);
 }

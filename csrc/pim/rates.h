@@ -18,16 +18,18 @@ class Rates {
   // Nanoseconds in which all channels together move `bytes` over the external path.
   double read_ns(double bytes) const { return bytes * read_; }
   double write_ns(double bytes) const { return bytes * write_; }
-  // The same over the near path.
+  // The same over the near path; beside ordinary accesses `units_stretch` times that.
   double near_ns(double bytes) const { return bytes * near_; }
 
   // Cycles of one channel's units, refresh included: a vector into the buffer; a row of every bank times it.
   double gwrite_cycles() const { return gwrite_; }
   double tile_cycles(int64_t sums, int64_t comps_per_sum) const;
-  // What each side takes longer while units and ordinary accesses are both at work (two row buffers).
-  double gemv_stretch() const { return gemv_stretch_; }
+  // What each side takes longer while both are at work: ordinary accesses, and units with two row buffers or a near
+  // processor with several bundles.
+  double units_stretch() const { return units_stretch_; }
   double transfer_stretch() const { return transfer_stretch_; }
 
+  // Without refresh, which takes power all the time.
   double read_pj(double bytes) const { return bytes * read_pj_; }
   double write_pj(double bytes) const { return bytes * write_pj_; }
   double near_pj(double bytes) const { return bytes * near_pj_; }
@@ -41,11 +43,11 @@ class Rates {
   const Tile& tile(int64_t sums, int64_t comps_per_sum) const;
   double per_byte(const ChannelWork& work, double bytes, double* pj) const;
   void measure_units();
-  void measure_overlap();
+  void measure_overlap(ChannelWork work);
 
   Device device_;
   double read_ = 0, write_ = 0, near_ = 0, gwrite_ = 0, refresh_stretch_ = 1;
-  double gemv_stretch_ = 1, transfer_stretch_ = 1;
+  double units_stretch_ = 1, transfer_stretch_ = 1;
   double read_pj_ = 0, write_pj_ = 0, near_pj_ = 0, gwrite_pj_ = 0;
   mutable std::map<std::pair<int64_t, int64_t>, Tile> tiles_;
 };

@@ -27,10 +27,12 @@ struct ServeReport {
   StageReport sum;
   double clock_ns = 0;
   int64_t stages = 0, mixed_stages = 0, tokens = 0, finished = 0, refused = 0;
-  double batch_ns = 0;                                // running requests times time
-  std::vector<double> gap_ns;                         // of each stage, between a sequence's tokens
-  std::vector<int64_t> gap_count;                     // sequences that saw it
-  std::vector<double> first_token_ns, end_to_end_ns;  // of each request, by order of finishing
+  double batch_ns = 0;             // running requests times time
+  std::vector<double> gap_ns;      // of each stage, between a sequence's tokens
+  std::vector<int64_t> gap_count;  // sequences that saw it
+  // Of each request that did not begin in the middle of its answer, by order of finishing.
+  std::vector<double> first_token_ns, end_to_end_ns;
+  std::vector<double> in_batch_ns;  // from joining to the last token
 };
 
 class Server {
@@ -44,17 +46,23 @@ class Server {
   struct Running {
     Request request;
     int64_t generated, channel, part;
+    double joined_ns, bytes;  // of memory on each device that has its keys, all that it will become
+
+    bool fresh() const { return request.generated == 0; }
   };
+  double bytes_of(const Request& q) const;
   bool admit(Stage* stage);
-  void place(size_t first);
-  int64_t least_filled() const;
+  void join();
+  size_t place(size_t first);
+  int64_t least_filled(double bytes, const std::vector<double>& free) const;
+  int64_t group(const Running& r) const { return r.part % system_->split().data; }
 
   System* system_;
   std::vector<Request> requests_;  // by arrival
   ServeOptions options_;
   size_t next_ = 0;
   int64_t turn_ = 0;
-  double room_bytes_ = 0;
+  double room_bytes_ = 0;  // of a channel with units, else of a device
   std::vector<Running> running_;
   ServeReport report_;
 };

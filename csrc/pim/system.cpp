@@ -159,8 +159,8 @@ void System::communicate(double bytes, bool between_nodes, int64_t count, StageR
   r->link_pj += double(count) * moved * double(split_.tensor) * device().energy.link_byte;
 }
 
-double System::near_ns(double flops, double bytes) const {
-  return std::max(flops / (device().pim.peak_tflops * 1e3), rates_.near_ns(bytes));
+double System::near_ns(double flops, double bytes, double stretch) const {
+  return std::max(flops / (device().pim.peak_tflops * 1e3), stretch * rates_.near_ns(bytes));
 }
 void System::near_spend(double flops, double bytes, StageReport* r) const {
   const double n = double(split_.tensor);
@@ -281,8 +281,12 @@ void System::near_attention(const Batch& b, StageReport* r) const {
   const double ahead = b.prefill.empty() ? 0 : ns_of(prompts, 1);
   const double near = b.decode.empty() ? 0 : near_ns(decode.flops, bytes);
   const double own = b.decode.empty() ? 0 : ns_of(decode, 1);
-  const bool both = scheduler_ == Scheduler::co_processing;
-  const double with_near = both ? std::max(ahead, near) : ahead + near;
+  double with_near = ahead + near;
+  if (scheduler_ == Scheduler::co_processing && near > 0) {
+    const double stretch = near_ns(decode.flops, bytes, rates_.units_stretch()) / near;
+    const auto [a, b] = side_by_side(ahead, rates_.transfer_stretch(), near, stretch);
+    with_near = std::min(with_near, std::max(a, b));
+  }
   spend(prompts, r);
   if (with_near <= ahead + own) near_spend(decode.flops, bytes, r);
   else spend(decode, r);
@@ -308,19 +312,23 @@ System::Experts System::experts(const std::vector<int64_t>& tokens) const {
   for (int64_t first = 0; first < model_.experts; first += here) {
     const std::vector<int64_t> n(tokens.begin() + first, tokens.begin() + std::min(first + here, model_.experts));
     std::vector<Work> work(n.size());
-    std::vector<double> processor(n.size()), near(n.size());
+    std::vector<double> processor(n.size()), near(n.size()), beside(n.size());
     double on_processor = 0, on_near = 0;
     for (size_t e = 0; e < n.size(); ++e) {
       if (n[e] == 0) continue;
       work[e] = gemm(n[e], model_.hidden, (model_.ffn_matrices - 1) * width);
       work[e] += gemm(n[e], width, model_.hidden);
       on_processor += processor[e] = ns_of(work[e], 1);
-      if (needs_near(scheduler_)) on_near += near[e] = near_ns(work[e].flops, work[e].read_bytes + work[e].write_bytes);
+      if (!needs_near(scheduler_)) continue;
+      const double bytes = work[e].read_bytes + work[e].write_bytes;
+      on_near += near[e] = near_ns(work[e].flops, bytes);
+      beside[e] = near_ns(work[e].flops, bytes, rates_.units_stretch());
     }
     std::vector<bool> is_near(n.size());
     double ns = on_processor;
     if (scheduler_ == Scheduler::co_processing) {
-      const ExpertSplit best = split_experts(n, processor, near, n.size() > 4 ? 4 : 0);
+      const int64_t count = static_cast<int64_t>(n.size());
+      const ExpertSplit best = split_experts(n, processor, near, sections(count), beside, rates_.transfer_stretch());
       ns = best.ns, is_near = best.near;
     } else if (scheduler_ == Scheduler::duplex && on_near < on_processor) {
       ns = on_near, is_near.assign(n.size(), true);
@@ -361,16 +369,41 @@ std::vector<int64_t> System::expert_tokens(int64_t tokens, uint64_t seed) const 
   return count;
 }
 
-std::pair<double, double> System::overlapped(double processor_ns, double units_ns) const {
-  if (processor_ns <= 0 || units_ns <= 0) return {processor_ns, units_ns};
-  const double a = rates_.transfer_stretch(), b = rates_.gemv_stretch();
-  const double both = std::min(processor_ns * a, units_ns * b);  // until one is done
-  return {both + processor_ns - both / a, both + units_ns - both / b};
-}
-
 double System::idle_mw() const {
   const Energy& e = device().energy;
-  return (e.background_mw + e.extra_row_buffer_mw) * double(device().memory.channels) * double(split_.devices());
+  const double channel = e.background_mw + e.extra_row_buffer_mw + device().refresh_mw();
+  return channel * double(device().memory.channels) * double(split_.devices());
+}
+
+double System::weight_bytes() const {
+  return model_.other_bytes() / double(split_.tensor * split_.pipeline) +
+         model_.expert_bytes() / double(split_.devices());
+}
+
+double System::kv_bytes(int64_t tokens) const {
+  const AttentionShape s = shape();
+  return 2.0 * double(model_.layers / split_.pipeline) * double(s.kv_heads * s.head_dim * s.value_bytes) *
+         double(tokens);
+}
+
+bool System::fits(const Stage& stage) const {
+  const double room = room_bytes();
+  if (room < 0) return false;
+  std::vector<std::vector<double>> used(split_.data, std::vector<double>(rooms()));
+  std::vector<double> all(split_.data);
+  const auto group = [&](const std::vector<int64_t>& part, size_t i) {
+    return (part.empty() ? static_cast<int64_t>(i) % split_.parts() : part[i]) % split_.data;
+  };
+  for (size_t i = 0; i < stage.decode.size(); ++i) {
+    const int64_t g = group(stage.decode_part, i), c = rooms() > 1 && !stage.channel.empty() ? stage.channel[i] : 0;
+    used[g][c] += kv_bytes(stage.decode[i]);
+    all[g] += kv_bytes(stage.decode[i]);
+  }
+  for (size_t i = 0; i < stage.prefill.size(); ++i)  // in channels only once they decode
+    all[group(stage.prefill_part, i)] += kv_bytes(stage.prefill[i]);
+  for (int64_t g = 0; g < split_.data; ++g)
+    if (all[g] > room * double(rooms()) || *std::max_element(used[g].begin(), used[g].end()) > room) return false;
+  return true;
 }
 
 // Two sub-batches by turns (NeuPIMs, figure 11): A, B, then C and D for every further layer, E, F.
@@ -468,6 +501,10 @@ StageReport System::step(const Stage& stage, uint64_t seed) {
       if (can_interleave && (scheduler_ == Scheduler::interleaved || scheduler_ == Scheduler::neupims)) {
         const StageReport two = interleaved_layers(b, halve_batch(b.channel, device().memory.channels), model_.layers);
         if (scheduler_ == Scheduler::interleaved || two.ns < layers.ns) layers = two;
+        if (scheduler_ == Scheduler::neupims) {  // algorithm 3 goes by the order of requests, which may lie badly
+          const StageReport other = interleaved_layers(b, halve_by_length(b.decode), model_.layers);
+          if (other.ns < layers.ns) layers = other;
+        }
       }
       layers.ns *= share;  // time is one device's, bytes and energy are all devices'
       for (double& x : layers.part_ns) x *= share;

@@ -68,9 +68,26 @@ class System {
   // Cycles of a sequence's attention in its channel.
   double attention_cycles(int64_t len);
   // How long a processor's stretch of work and the units' take side by side: both are slower while both are at work.
-  std::pair<double, double> overlapped(double processor_ns, double units_ns) const;
-  // Milliwatts of all memories while nothing is done.
+  std::pair<double, double> overlapped(double processor_ns, double units_ns) const {
+    return side_by_side(processor_ns, rates_.transfer_stretch(), units_ns, rates_.units_stretch());
+  }
+  // Milliwatts of all memories while nothing is done, refresh included.
   double idle_mw() const;
+
+  // Sections of memory that `experts` of a device lie in by turns, each served by one side: a near processor's bundles
+  // where there are more experts (Duplex), else 0, every expert by itself.
+  int64_t sections(int64_t experts) const {
+    const int64_t bundles = device().bundles();
+    return bundles > 1 && experts > bundles ? bundles : 0;
+  }
+
+  // Memory of one device: weights, and a request's keys and values. Units at the banks have those of a request in one
+  // channel, so that room is counted by channel; elsewhere they lie over all of them.
+  double weight_bytes() const;
+  double kv_bytes(int64_t tokens) const;
+  int64_t rooms() const { return needs_units(scheduler_) ? device().memory.channels : 1; }
+  double room_bytes() const { return (device().capacity() - weight_bytes()) / double(rooms()); }
+  bool fits(const Stage& stage) const;
 
  private:
   struct Batch;  // the tokens of a layer on one device
@@ -105,7 +122,7 @@ class System {
   Experts experts(const std::vector<int64_t>& tokens) const;
   double units_attention(const Batch& b, StageReport* r);
   void near_attention(const Batch& b, StageReport* r) const;
-  double near_ns(double flops, double bytes) const;
+  double near_ns(double flops, double bytes, double stretch = 1) const;
   void near_spend(double flops, double bytes, StageReport* r) const;
   std::vector<int64_t> expert_tokens(int64_t tokens, uint64_t seed) const;
 

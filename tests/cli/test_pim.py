@@ -56,8 +56,9 @@ def test_a_trace_and_a_device_of_one_s_own(tmp_path, capsys):
     files = ["--json", str(tmp_path / "a.json")]
     assert run("--model", str(tmp_path), "--device", str(device), "--trace", str(trace), *SMALL[2:], *files) == 0
     written = json.loads((tmp_path / "a.json").read_text())
-    assert list(written["served"]) == ["mine, processor alone", "mine"]
-    assert written["served"]["mine"]["tokens"] == 12 and written["served"]["mine"]["seconds"] > 1.02
+    names = [f"mine, {name}" for name in ("processor alone", "blocked", "serial", "interleaved", "neupims")]
+    assert list(written["served"]) == names
+    assert all(served["tokens"] == 12 and served["seconds"] > 1.02 for served in written["served"].values())
     assert "2 requests of trace" in capsys.readouterr().out
 
 
@@ -69,6 +70,22 @@ def test_validate(tmp_path, capsys):
     assert run("validate", str(tmp_path / "bad.json")) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "timing.tFAW: expected a source among" in captured.err
+    sourced = {"base": "npu", "sources": {"lab": "measured"}, "currents": {"IDD0": [20, "lab"]}}
+    (tmp_path / "bad.json").write_text(json.dumps(sourced))
+    assert run("validate", str(tmp_path / "bad.json")) == 2
+    assert "currents: expected an energy of 0 or more of activate" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_modelled_is_one_line(tmp_path, capsys):
+    sizes = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 1000}
+    for config, says in (
+        ([1], "config.json: expected an object, got list"),
+        ({**sizes, "attn_layer_period": 8}, "config.json: attn_layer_period: expected 1, attention in every layer"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert run("--model", str(tmp_path)) == 2
+        captured = capsys.readouterr()
+        assert says in captured.err and captured.out == "" and len(captured.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,6 +100,11 @@ def test_validate(tmp_path, capsys):
         (["--model", "gpt3-7b", "--batches", "0"], "expected positive integers separated by commas, got '0'"),
         (["--model", "gpt3-7b", "--per-second", "-1"], "expected a number above 0, got '-1'"),
         (["--model", "gpt3-7b", "--requests", "1,2"], "expected a positive integer, got '1,2'"),
+        (["--model", "gpt3-7b", "--trace", "a.csv", "--per-second", "5"], "--per-second: expected none beside --trace"),
+        (["--model", "gpt3-7b", "--trace", "a.csv", "--requests", "30"], "--requests: expected none beside --trace"),
+        (["--model", "gpt3-7b", "--synthetic", "0+0"], "--synthetic: expected PROMPT+OUTPUT of 1 or more tokens each"),
+        (["--model", "gpt3-7b", "--synthetic", "100+0"], "each, got '100+0'"),
+        (["--model", "gpt3-7b", "--synthetic", "100+"], "workload: expected one of alpaca, sharegpt, got '100+'"),
     ],
 )
 def test_errors_are_one_line(arguments, says, capsys):

@@ -58,10 +58,38 @@ TEST(pim_serves_every_request) {
     System system(device_of(kind, 2), m, {2, 1, 2, false}, s);
     std::vector<Request> requests;
     for (int64_t i = 0; i < 30; ++i) requests.push_back({double(i % 3), 1 + i * 7, 1 + i % 9, 0});
-    Server server(&system, requests, {8, true, true, false, 1});
-    while (server.advance(4)) {
+    for (const bool limited : {false, true}) {
+      Server server(&system, requests, {8, true, true, limited, 1});
+      while (server.advance(4)) {
+      }
+      CHECK(server.report().finished == 30, "requests were lost");
     }
-    CHECK(server.report().finished == 30, "requests were lost");
+  }
+}
+
+TEST(pim_packing_keeps_to_the_room) {
+  std::mt19937 random(11);
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  for (int i = 0; i < 60; ++i) {
+    const int64_t channels = 1 + below(6), requests = below(20);
+    Room room;
+    for (int64_t c = 0; c < channels; ++c) room.free.push_back(double(below(12)));
+    std::vector<int64_t> costs, loads(channels);
+    for (int64_t r = 0; r < requests; ++r) {
+      costs.push_back(1 + below(9));
+      room.bytes.push_back(double(1 + below(6)));
+    }
+    Room turns = room;
+    const auto packed = pack_min_load(costs, &loads, &room);
+    const auto dealt = pack_round_robin(requests, channels, below(channels), &turns);
+    for (const auto& [to, left] : {std::pair{packed, room}, std::pair{dealt, turns}})
+      for (int64_t r = 0; r < requests; ++r) {
+        CHECK(to[r] >= -1 && to[r] < channels, "case ", i, ": no such channel");
+        for (double free : left.free) {
+          CHECK(free >= 0, "case ", i, ": a channel holds more than it can");
+          CHECK(to[r] >= 0 || free < left.bytes[r], "case ", i, ": a request waits beside room for it");
+        }
+      }
   }
 }
 

@@ -23,11 +23,34 @@ def test_estimate_of_a_request_by_hand(length: int, cycles: int) -> None:
 @given(lengths, st.integers(1, 33))
 def test_greedy_packing_keeps_its_bound(costs: list[int], channels: int) -> None:
     """Algorithm 2 in order of descending cost: at most 4/3 - 1/(3m) of the best (Graham 1969)."""
-    to, loads = pim.pack_min_load(costs, [0] * channels)
+    to, loads, _ = pim.pack_min_load(costs, [0] * channels)
     assert [sum(c for c, t in zip(costs, to, strict=True) if t == i) for i in range(channels)] == list(loads)
     assert max(loads) <= sum(costs) / channels + (1 - 1 / channels) * max(costs) + 1e-9  # of any greedy packing
     if len(costs) <= 7:
         assert max(loads) <= (4 / 3 - 1 / (3 * channels)) * _optimum(costs, channels) + 1e-9
+
+
+@given(lengths, st.integers(1, 9), st.integers(1, 3000))
+def test_packing_keeps_to_the_room_of_channels(sizes: list[int], channels: int, room: int) -> None:
+    """Nobody is placed beyond it, nobody waits beside room for it, and with enough of it nothing changes."""
+    for to, free in (
+        pim.pack_min_load(sizes, [0] * channels, sizes, [room] * channels)[::2],
+        pim.pack_round_robin(len(sizes), channels, 0, sizes, [room] * channels),
+    ):
+        for c in range(channels):
+            assert free[c] == room - sum(n for n, t in zip(sizes, to, strict=True) if t == c) >= 0
+        assert all(t >= 0 or n > max(free) for n, t in zip(sizes, to, strict=True))
+    enough = [sum(sizes)] * channels
+    assert pim.pack_min_load(sizes, [0] * channels, sizes, enough)[0] == pim.pack_min_load(sizes, [0] * channels)[0]
+    turns = pim.pack_round_robin(len(sizes), channels, 2, sizes, enough)[0]
+    assert turns == pim.pack_round_robin(len(sizes), channels, 2)[0] == [(2 + i) % channels for i in range(len(sizes))]
+
+
+def test_packing_by_room_by_hand() -> None:
+    """The least loaded channel has no room for the second; the last finds none."""
+    assert pim.pack_min_load([9, 5, 1], [0, 1], [60, 50, 70], [60, 80])[0] == [0, 1, -1]
+    assert pim.pack_min_load([9, 5], [0, 20], [60, 50], [60, 80])[0] == [0, 1]
+    assert pim.pack_round_robin(3, 2, 0, [10, 10, 10], [20, 5])[0] == [0, 0, -1]
 
 
 def _optimum(costs: list[int], channels: int) -> int:
@@ -38,7 +61,7 @@ def _optimum(costs: list[int], channels: int) -> int:
 
 
 def test_packing_adds_to_what_channels_have() -> None:
-    to, loads = pim.pack_min_load([5, 9, 5], [0, 7, 1])
+    to, loads, _ = pim.pack_min_load([5, 9, 5], [0, 7, 1])
     assert to == [2, 0, 2] and list(loads) == [9, 7, 11]
 
 
@@ -51,6 +74,13 @@ def test_halves_cover_every_channel_evenly(channel: list[int]) -> None:
     for c in range(8):
         of = [h for h, x in zip(half, channel, strict=True) if x == c]
         assert abs(2 * sum(of) - len(of)) <= 1 and of == sorted(of)
+
+
+@given(lengths)
+def test_the_longer_half_of_all_requests(sizes: list[int]) -> None:
+    half = pim.halve_by_length(sizes)
+    long, short = ([n for n, h in zip(sizes, half, strict=True) if h == k] for k in (0, 1))
+    assert 0 <= len(long) - len(short) <= 1 and min(long) >= max(short, default=0)
 
 
 @st.composite
@@ -80,6 +110,28 @@ def test_experts_are_divided_at_the_best_prefix(case, sections: int) -> None:
         for j in range(units + 1)
     )
     assert ns == pytest.approx(best)
+
+
+@given(experts(), st.floats(1, 1.5), st.floats(1, 1.5))
+def test_sides_that_slow_each_other_are_never_faster(case, near_factor: float, factor: float) -> None:
+    """Slower than without, and still no slower than either side alone."""
+    tokens, on_processor, near = case
+    plain = pim.split_experts(tokens, on_processor, near, 0)
+    slowed = pim.split_experts(tokens, on_processor, near, 0, [n * near_factor for n in near], factor)
+    assert plain[0] - 1e-9 <= slowed[0] <= min(sum(on_processor), sum(near)) + 1e-9
+    assert slowed[0] <= max(near_factor, factor) * plain[0] + 1e-9
+
+
+def test_sides_beside_each_other_by_hand() -> None:
+    """The near side, done after 2 x 1.5, slows the processor from 5 to 5 + 3 - 3 / 1.2 meanwhile."""
+    ns, processor, near, is_near = pim.split_experts([1, 9], [3.0, 5.0], [2.0, 9.0], 0, [3.0, 13.5], 1.2)
+    assert (ns, processor, near) == pytest.approx((5.5, 5.5, 3.0)) and is_near == [True, False]
+
+
+def test_sections_are_the_bundles_of_a_near_processor() -> None:
+    for name, sections in (("duplex", 4), ("bank_pim", 0), ("neupims", 0)):
+        system = System("mixtral-8x7b", name, tensor=4)._system
+        assert [system.sections(n) for n in (1, 4, 5, 64)] == [0, 0, sections, sections]
 
 
 def test_experts_by_hand() -> None:

@@ -40,7 +40,7 @@ class Costs:
 
     def split_experts(self, tokens: list[int], products: list[tuple[int, int]]) -> list[bool]:
         """Which experts the units take, given the tokens of each and the sizes of an expert's matrices
-        (Duplex: more than four lie in four sections, each served by one side)."""
+        (Duplex: more than there are bundles lie in these, each served by one side)."""
         processor = [sum(self.of_processor(n, *p) for p in products) for n in tokens]
         units = [sum(self.of_units(n, *p) for p in products) for n in tokens]
-        return _host.pim.split_experts(tokens, processor, units, 4 if len(tokens) > 4 else 0)[3]
+        return _host.pim.split_experts(tokens, processor, units, self._system.sections(len(tokens)))[3]

@@ -138,7 +138,9 @@ def beside(x: Tensor) -> Iterator[None]:
         yield
         return
     here = torch.cuda.current_stream(x.device)
-    side = _streams.setdefault(x.device, torch.cuda.Stream(x.device))
+    if x.device not in _streams:
+        _streams[x.device] = torch.cuda.Stream(x.device)
+    side = _streams[x.device]
     side.wait_stream(here)
     with torch.cuda.stream(side):
         yield

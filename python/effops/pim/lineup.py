@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effops.pim.device import Device
-from effops.pim.simulate import default_scheduler
+from effops.pim.simulate import default_scheduler, schedulers
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Contender:
 
 
 def lineup(device: str | Path) -> list[Contender]:
-    """The paper's baselines of a shipped device, then the device; one's own beside its processor alone."""
+    """The paper's baselines of a shipped device, then the device; one's own under every scheduler it can follow."""
     if str(device) in ("neupims", "newton", "npu", "a100"):
         systems = [("GPU-only", "a100"), ("NPU-only", "npu"), ("NPU+PIM, blocked", "newton"), ("NeuPIMs", "neupims")]
         return [_contender(name, d, balanced=d != "newton") for name, d in systems]
@@ -35,9 +35,10 @@ def lineup(device: str | Path) -> list[Contender]:
             Contender("Duplex+PE+ET", duplex, "co_processing", {"split_experts": True}),
         ]
     own = Device.load(device)
-    scheduler = default_scheduler(own)
-    alone = [Contender(f"{own.name}, processor alone", own, "processor")] if scheduler != "processor" else []
-    return [*alone, Contender(own.name, own, scheduler)]
+    names = schedulers(own)
+    if len(names) == 1:
+        return [Contender(own.name, own, names[0])]
+    return [Contender(f"{own.name}, {'processor alone' if s == 'processor' else s}", own, s) for s in names]
 
 
 def _contender(name: str, device: str, scheduler: str | None = None, *, balanced: bool = True) -> Contender:

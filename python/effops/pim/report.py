@@ -17,7 +17,13 @@ BUSY = ("processor", "pim", "bandwidth")
 
 
 def systems(model: ModelShape, contenders: Sequence[Contender], split: Mapping[str, Any]) -> dict[str, System]:
-    return {c.name: System(model, c.device, scheduler=c.scheduler, **{**split, **c.options}) for c in contenders}
+    """Raises:
+    ValueError: the model's weights are larger than a system's memory.
+    """
+    made = {c.name: System(model, c.device, scheduler=c.scheduler, **{**split, **c.options}) for c in contenders}
+    for system in made.values():
+        system.check_memory()
+    return made
 
 
 def served(
@@ -39,7 +45,7 @@ def swept(
     running: Mapping[str, System], contenders: Sequence[Contender], batches: Sequence[int], lengths: Sequence[int],
     progress: Progress,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A decode step of every system for every batch of equal lengths."""
+    """A decode step of every system for every batch of equal lengths, and whether that lies in its memory."""
     rows = []
     for i, batch in enumerate(batches):
         progress("sweep", i / len(batches))
@@ -62,10 +68,12 @@ def print_tables(console: Any, results: Mapping[str, Result], title: str) -> Non
     from rich.table import Table
 
     first = next(iter(results.values()))
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for column in ("system", "tokens/s", "times", "mJ a token", "NPU or GPU %", "PIM %", "bandwidth %", "batch",
-                   "ms between tokens: p50", "p99"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "system" else "right")
+    look: dict[str, Any] = {"title_justify": "left", "box": None, "padding": (0, 1), "collapse_padding": True}
+    table = Table(title=title, **look)
+    table.add_column("system", overflow="fold")
+    for column in ("tokens/s", "times", "mJ a\ntoken", "NPU or\nGPU %", "PIM %", "band-\nwidth %", "batch",
+                   "ms/token\np50", "\np99"):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
     for name, r in results.items():
         gaps = [f"{1e3 * r.between_tokens[p]:.2f}" if r.between_tokens else "" for p in ("p50", "p99")]
         times = r.tokens_per_second / (first.tokens_per_second or 1)
@@ -73,10 +81,11 @@ def print_tables(console: Any, results: Mapping[str, Result], title: str) -> Non
         rates = [f"{r.tokens_per_second:,.0f}", f"{times:.2f}", f"{1e3 * r.joules_per_token:.2f}"]
         table.add_row(name, *rates, *busy, f"{r.mean_batch:.1f}", *gaps)
     console.print(table)
-    parts = Table(title="share of the time", title_justify="left", box=None, padding=(0, 2))
+    parts = Table(title="share of the time", **look)
     names = [n for n in first.parts if any(r.parts[n] > 0 for r in results.values())]
-    for column in ("system", *names):
-        parts.add_column(column, justify="left" if column == "system" else "right")
+    parts.add_column("system", overflow="fold")
+    for column in names:
+        parts.add_column(column, justify="right", no_wrap=True)
     for name, r in results.items():
         total = sum(r.parts.values()) or 1
         parts.add_row(name, *(f"{100 * r.parts[n] / total:.1f} %" for n in names))
@@ -84,11 +93,13 @@ def print_tables(console: Any, results: Mapping[str, Result], title: str) -> Non
     console.print(parts)
     for name, r in results.items():
         if r.refused:
-            console.print(f"{name}: {r.refused} requests are larger than the memory")
+            holds = f"which holds {r.most_tokens} tokens of a request"
+            console.print(f"{name}: {r.refused} requests are larger than the memory, {holds}")
 
 
 def write_plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Throughput and utilisation over the batch, and over the length of sequences, a line a system."""
+    """Throughput and utilisation over the batch, and over the length of sequences, a line a system, as far as its
+    memory goes."""
     from matplotlib.figure import Figure
 
     from effops.models.checkpoint import written_atomically
@@ -102,7 +113,7 @@ def write_plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Non
     for axes_row, x, other, fixed, places in views:
         for axes, what in zip(axes_row, ("tokens a second", "processor busy, %", "units busy, %"), strict=True):
             for name in dict.fromkeys(row["system"] for row in rows):
-                points = [row for row in rows if row["system"] == name and row[other] == fixed]
+                points = [row for row in rows if row["system"] == name and row[other] == fixed and row["fits"]]
                 axes.plot(
                     [p[x] for p in points], [_value(p, what) for p in points], marker="o", markersize=3, label=name
                 )

@@ -17,9 +17,9 @@ SCHEDULERS = {
     "blocked": "decoding's attention at the banks, units and processor by turns",
     "serial": "units and processor side by side, one batch",
     "interleaved": "and two sub-batches by turns (serial with prompts, experts or one sequence)",
-    "neupims": "serial or interleaved, the sooner",
+    "neupims": "serial or interleaved, the sooner, sub-batches also by length",
     "duplex": "processor or near processor, one at a time",
-    "co_processing": "both at once, experts and attention divided",
+    "co_processing": "both at once, in different bundles of banks, experts and attention divided",
 }
 NEEDS = {"serial": 2, "interleaved": 2, "neupims": 2, "blocked": 1}
 
@@ -37,10 +37,14 @@ class Result:
     mixed_stages: int = 0
     finished: int = 0
     refused: int = 0
+    most_tokens: int = 0  # of a request that is not refused; 0: any
+    fits: bool | None = None  # whether weights and keys of a step lie in the devices' memory
     mean_batch: float = 0.0
     between_tokens: Mapping[str, float] = field(default_factory=dict)  # percentiles, seconds
+    # Of requests that did not begin in the middle of their answer: from arrival, from arrival, from joining.
     first_token: Mapping[str, float] = field(default_factory=dict)
     end_to_end: Mapping[str, float] = field(default_factory=dict)
+    in_batch: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -79,7 +83,7 @@ class System:
         self.model = model if isinstance(model, ModelShape) else ModelShape.load(model)
         self.device = device if isinstance(device, Device) else Device.load(device)
         self.scheduler = scheduler or default_scheduler(self.device)
-        self.devices, self.parts = tensor * pipeline * data, pipeline * data
+        self.devices, self.parts, self.data = tensor * pipeline * data, pipeline * data, data
         for name, value in (("tensor", tensor), ("pipeline", pipeline), ("data", data)):
             if value < 1:
                 raise ValueError(f"System: {name}: expected 1 or more, got {value}")
@@ -113,22 +117,53 @@ class System:
             if not 0 <= c < channels:
                 raise ValueError(f"step: channel: expected below {channels}, got {c}")
         raw = self._system.step(list(decode), list(channel), list(prefill), seed)
-        return self._result(raw, raw["ns"], len(decode) + len(prefill), 1)
+        result = self._result(raw, raw["ns"], len(decode) + len(prefill), 1)
+        return replace(result, fits=self.fits(decode, channel=channel, prefill=prefill))
 
-    def channels(self, lengths: Sequence[int], *, balanced: bool = True) -> list[int]:
-        """Channels for sequences: greedy by estimated time (NeuPIMs algorithm 2), or by turns."""
+    def channels(self, lengths: Sequence[int], *, balanced: bool = True, limit_capacity: bool = True) -> list[int]:
+        """Channels for sequences: greedy by estimated time (NeuPIMs algorithm 2), or by turns. With ``limit_capacity``
+        only those with room, as long as all find some."""
         if self.device.get("pim.kind") != "banks":
             return [0] * len(lengths)
+        rooms = [self._system.room_bytes()] if limit_capacity and self.scheduler in NEEDS else []
+        for room in (*rooms, None):
+            channel = self._channels(lengths, balanced, room)
+            if all(c >= 0 for c in channel):
+                break
+        return channel
+
+    def _channels(self, lengths: Sequence[int], balanced: bool, room: float | None) -> list[int]:
         count = self.device["memory.channels"]
         channel = [0] * len(lengths)
+        free: list[list[float]] = [[] if room is None else [room] * count for _ in range(self.data)]
         for part in range(self.parts):  # sequence i is in part i mod the parts, on devices of its own
             mine = lengths[part :: self.parts]
+            taken = [self._system.kv_bytes(n) for n in mine]
+            group = part % self.data
             if balanced:
                 costs = [self._system.estimate_attention(n) for n in mine]
-                channel[part :: self.parts] = _host.pim.pack_min_load(costs, [0] * count)[0]
+                to, _, free[group] = _host.pim.pack_min_load(costs, [0] * count, taken, free[group])
             else:
-                channel[part :: self.parts] = _host.pim.pack_round_robin(len(mine), count, 0)
+                to, free[group] = _host.pim.pack_round_robin(len(mine), count, 0, taken, free[group])
+            channel[part :: self.parts] = to
         return channel
+
+    def fits(
+        self, decode: Sequence[int] = (), *, channel: Sequence[int] | None = None, prefill: Sequence[int] = ()
+    ) -> bool:
+        """Whether the weights, with the keys and values of these sequences, lie in the devices' memory; units at the
+        banks have those of a sequence in one channel."""
+        channel = self.channels(decode) if channel is None else channel
+        return self._system.fits(list(decode), list(channel), list(prefill))
+
+    def check_memory(self) -> None:
+        """Raises:
+        ValueError: the weights alone are larger than the devices' memory.
+        """
+        needed, there = (x / 1e9 for x in (self._system.weight_bytes(), self._system.capacity()))
+        if needed > there:
+            expected = f"weights of at most {there:.1f} GB on each of {self.devices} {self.device.name}"
+            raise ValueError(f"System: model: expected {expected}, got {needed:.1f} GB")
 
     def serve(
         self,
@@ -152,9 +187,14 @@ class System:
             limit_capacity: whether requests wait for room in memory.
             max_stages: stop after so many stages.
             progress: called with the share of requests that are done.
+
+        Raises:
+            ValueError: the weights do not fit, with ``limit_capacity``.
         """
         if max_batch < 1:
             raise ValueError(f"serve: max_batch: expected 1 or more, got {max_batch}")
+        if limit_capacity:
+            self.check_memory()
         server = _host.pim.Server(
             self._system,
             [1e9 * a for a in workload.arrival_s],
@@ -182,10 +222,12 @@ class System:
             mixed_stages=report["mixed_stages"],
             finished=report["finished"],
             refused=report["refused"],
+            most_tokens=int(self._system.room_bytes() // self._system.kv_bytes(1)) if limit_capacity else 0,
             mean_batch=report["batch_ns"] / report["sum"]["ns"] if report["sum"]["ns"] else 0.0,
             between_tokens=_percentiles(report["gap_ns"], report["gap_count"]),
             first_token=_percentiles(report["first_token_ns"]),
             end_to_end=_percentiles(report["end_to_end_ns"]),
+            in_batch=_percentiles(report["in_batch_ns"]),
         )
 
     def _result(self, raw: dict[str, Any], ns: float, tokens: int, stages: int) -> Result:
@@ -247,18 +289,40 @@ def default_scheduler(device: Device) -> str:
     kind = device.get("pim.kind")
     if kind == "banks":
         return "neupims" if device["pim.row_buffers"] == 2 else "blocked"
-    return "co_processing" if kind == "near" else "processor"
+    if kind == "near":
+        return "co_processing" if bundles(device) > 1 else "duplex"
+    return "processor"
+
+
+def bundles(device: Device) -> int:
+    """Groups of banks that a near processor reads at once and others meanwhile do not."""
+    banks = device["memory.ranks"] * device["memory.bank_groups"] * device["memory.banks_per_group"]
+    return banks // device["pim.banks_per_access"]
+
+
+def schedulers(device: Device) -> list[str]:
+    """What the device can follow."""
+    return [name for name in SCHEDULERS if _refused(name, device) is None]
 
 
 def _check_scheduler(scheduler: str, device: Device) -> None:
     if scheduler not in SCHEDULERS:
         raise ValueError(f"System: scheduler: expected one of {', '.join(SCHEDULERS)}, got {scheduler!r}")
+    needed = _refused(scheduler, device)
+    if needed is not None:
+        raise ValueError(f"System: scheduler {scheduler!r}: expected {needed}, got {device.name}")
+
+
+def _refused(scheduler: str, device: Device) -> str | None:
+    """What the device would need."""
     kind = device.get("pim.kind")
     if scheduler in NEEDS and (kind != "banks" or device["pim.row_buffers"] < NEEDS[scheduler]):
-        need = f"units at the banks with {NEEDS[scheduler]} row buffer{'s' * (NEEDS[scheduler] > 1)}"
-        raise ValueError(f"System: scheduler {scheduler!r}: expected a device with {need}, got {device.name}")
+        return f"a device with units at the banks with {NEEDS[scheduler]} row buffer{'s' * (NEEDS[scheduler] > 1)}"
     if scheduler in ("duplex", "co_processing") and kind != "near":
-        raise ValueError(f"System: scheduler {scheduler!r}: expected a near processor, got {device.name}")
+        return "a near processor"
+    if scheduler == "co_processing" and bundles(device) < 2:
+        return "two bundles of banks or more, of which the processor reads one while the other is read near"
+    return None
 
 
 def _percentiles(ns: Sequence[float], counts: Sequence[int] | None = None) -> dict[str, float]:

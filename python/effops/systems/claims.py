@@ -31,6 +31,47 @@ def claims_table(claims: Sequence[Claim], title: str = "figures of the paper, co
     return Table(title, columns, rows)
 
 
+ALONE, TOGETHER, OWN = "one of the paper's settings", "settings moved together", "a setting that is not published"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A claim with settings moved inside their published range, or one that has none."""
+
+    claim: Claim
+    setting: str
+    kind: str = ALONE
+
+
+def nearest(claim: Claim, **settings: Mapping[str, float]) -> list[Moved]:
+    """For each setting, moved alone, that one of its values with which ours is nearest to the published figure."""
+    moved = []
+    for setting, by_value in settings.items():
+        value, ours = min(by_value.items(), key=lambda item: abs(item[1] / claim.published - 1))
+        moved.append(Moved(Claim(claim.what, claim.published, ours), f"{setting}: {value}"))
+    return moved
+
+
+def moved_table(moved: Sequence[Moved]) -> Table:
+    rows = [
+        (m.claim.what, m.setting, m.kind, m.claim.published, m.claim.ours, m.claim.ours / m.claim.published,
+         "yes" if m.claim.near else "no")
+        for m in moved
+    ]  # fmt: skip
+    columns = ("figure", "moved", "which is", "paper", "ours", "ours / paper", f"within {NEAR:.0%}")
+    return Table("settings moved, one at a time where the row does not say otherwise", columns, rows)
+
+
+def closing(moved: Sequence[Moved]) -> str:
+    """For every figure, which published settings alone bring ours within reach of it, or that none does."""
+    found: dict[str, list[str]] = {}
+    for m in moved:
+        settings = found.setdefault(m.claim.what, [])
+        if m.kind == ALONE and m.claim.near:
+            settings.append(m.setting)
+    return "; ".join(f"{what}: {' or '.join(settings) or 'none'}" for what, settings in found.items())
+
+
 def verdict(claims: Sequence[Claim]) -> Verdict:
     seen = sum(c.near for c in claims)
     return "seen" if seen == len(claims) else "partly seen" if seen else "not seen"
