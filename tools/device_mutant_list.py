@@ -344,6 +344,14 @@ DEVICE_MUTANTS = (
         tests=PACKED,
     ),
     DeviceMutant(
+        "packed-warps-by-rows-in-any-case",
+        "cuda/gemv/packed.cu",
+        "a.p.linear.rows <= 8 || a.p.invariant",
+        "a.p.linear.rows <= 8",
+        "batch_invariant and packed weights",
+        tests=("tests/ops/test_quantized_linear.py", "-k", "test_the_batch"),
+    ),
+    DeviceMutant(
         "packed-panel-as-wide-as-others",
         "cuda/gemv/panel.h",
         "min_of(feature, width_ - 1)",

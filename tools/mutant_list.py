@@ -319,6 +319,13 @@ MUTANTS = (
         "weights in few bits, an expert that no token chose before one that was chosen",
     ),
     Mutant(
+        "linear-many-rows-by-torch-in-any-case",
+        "csrc/common/linear_problem.h",
+        " || dtype == DType::f16 || invariant;",
+        " || dtype == DType::f16;",
+        "batch_invariant and plain weights",
+    ),
+    Mutant(
         "packed-experts-with-their-neighbours",
         "csrc/cpu/gemv/packed.h",
         "if (left >= 7 || even_) {",

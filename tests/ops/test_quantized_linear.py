@@ -200,7 +200,7 @@ def test_bad_weights_are_refused():
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_batch_does_not_matter(format, dtype):
     """Under batch_invariant; with x in int8, whose sums are exact, anyway."""
-    x, packed = normal(37, 256, dtype=FLOATS[dtype]), ops.pack_weight(normal(77, 256, seed=1), format)
+    x, packed = normal(37, 768, dtype=FLOATS[dtype]), ops.pack_weight(normal(77, 768, seed=1), format)
     with effops.batch_invariant():
         rows = torch.cat([ops.packed_linear(x[i : i + 1], packed) for i in range(len(x))])
         for count in (2, 3, 5, 7, 8, 9, 17, 37):
