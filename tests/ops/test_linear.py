@@ -99,10 +99,11 @@ def test_layout_and_threads_do_not_matter(dtype, rows):
 
 
 @cpu_only("plain weights are torch's on devices")
+@pytest.mark.parametrize("inner", (333, 2500))  # longer rows may be taken in stretches
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_batch_does_not_matter(dtype):
+def test_the_batch_does_not_matter(dtype, inner):
     """Up to 16 rows by nature, any number under batch_invariant."""
-    x, w = normal(45, 333, dtype=DTYPES[dtype]), normal(77, 333, dtype=DTYPES[dtype], seed=1)
+    x, w = normal(45, inner, dtype=DTYPES[dtype]), normal(77, inner, dtype=DTYPES[dtype], seed=1)
     rows = torch.cat([ops.packed_linear(x[i : i + 1], w) for i in range(45)])
     for count in range(17):
         assert same_bits(ops.packed_linear(x[:count], w), rows[:count])

@@ -23,14 +23,15 @@ struct RowQuery {
   const typename P::Element* operator()(int64_t at, int m) const { return x + m * row + at; }
 };
 
-// Rows [0, kDotRows) at row[i], `dim` elements of type W each, with MR vectors in P::Element that are zero beyond dim,
-// up to a whole chunk.
-template <class P, class W, int MR, class A, class X, class V = vec_of<typename P::C>>
-inline V dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const X& x) {
+// Products of rows [0, kDotRows) at row[i], `dim` elements of type W each, with MR vectors in P::Element that are zero
+// beyond dim, up to a whole chunk: done(sums [row][MR], whose lanes are still to be added), which began as first(i).
+template <class P, class W, int MR, class A, class X, class First, class Done, class V = vec_of<typename P::C>>
+inline auto sum_dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const X& x, First&& first,
+                         Done&& done) {
   constexpr int NK = kDotRows<V, MR>, kChunk = P::kChunk;
   V acc[V::width];
 #pragma GCC unroll 16
-  for (int i = 0; i < V::width; ++i) acc[i] = V::zero();
+  for (int i = 0; i < V::width; ++i) acc[i] = first(i);
   auto step = [&](int64_t at, auto load) {
     if constexpr (NK < MR) {
       typename P::Chunk r[NK];
@@ -65,7 +66,26 @@ inline V dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& 
       ahead(row[0], i, from, dim - from);
       return P::load_n(row[i] + from, static_cast<int>(dim - from));
     });
-  return V::reduce_add_each(acc);
+  return done(acc);
+}
+
+// The inner products of rows and vectors, as above.
+template <class P, class W, int MR, class A, class X, class V = vec_of<typename P::C>>
+inline V dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const X& x) {
+  return sum_dot_rows<P, W, MR>(
+      row, dim, ahead, x, [](int) { return V::zero(); }, [](V(&sums)[V::width]) { return V::reduce_add_each(sums); });
+}
+
+// The same added to sums that go on.
+template <class P, class W, int MR, class A, class X, class V = vec_of<typename P::C>>
+inline void add_dot_rows(const W* const (&row)[kDotRows<V, MR>], int64_t dim, const A& ahead, const X& x,
+                         V (&sums)[V::width]) {
+  sum_dot_rows<P, W, MR>(
+      row, dim, ahead, x, [&](int i) { return sums[i]; },
+      [&](V(&end)[V::width]) {
+#pragma GCC unroll 16
+        for (int i = 0; i < V::width; ++i) sums[i] = end[i];
+      });
 }
 
 // MR results of dot_rows, [part][row][MR], to one vector of all rows for each m.

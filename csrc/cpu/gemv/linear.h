@@ -48,6 +48,9 @@ class LinearTask {
       });
   }
 
+  // Inputs that eight rows take at a time: theirs stay in the first-level cache for all features of a stretch.
+  static constexpr int64_t kStretch = 1024;
+
   // Eight float32 rows of activations would crowd the first-level cache.
   static constexpr int kLargestGroup = V::width == 16 && P::kPack == 2 ? 8 : 4;
 
@@ -78,14 +81,29 @@ class LinearTask {
                          const A& ahead) const {
     constexpr int NK = kDotRows<V, MR>;
     const T* weight = reinterpret_cast<const T*>(p_.weight);
+    auto rows_of = [&](int part, int64_t at, const T*(&row)[NK]) {
+      for (int i = 0; i < NK; ++i) row[i] = weight + std::min(begin + part * NK + i, p_.out - 1) * p_.weight_row + at;
+    };
+    const int parts = static_cast<int>((end - begin + NK - 1) / NK);
+    const T* row[NK];
     V y[MR];
-    for (int part = 0; part < MR; ++part) {
-      const int64_t n = begin + part * NK;
-      y[part] = V::zero();
-      if (n >= end) continue;
-      const T* row[NK];
-      for (int i = 0; i < NK; ++i) row[i] = weight + std::min(n + i, p_.out - 1) * p_.weight_row;
-      y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, InterleavedQuery<P, MR>{x});
+    for (V& part : y) part = V::zero();
+    if (MR < 8 || p_.in <= kStretch) {
+      for (int part = 0; part < parts; ++part) {
+        rows_of(part, 0, row);
+        y[part] = dot_rows<P, T, MR>(row, p_.in, ahead, InterleavedQuery<P, MR>{x});
+      }
+    } else {
+      V sums[MR][V::width];
+      for (auto& part : sums)
+        for (V& sum : part) sum = V::zero();
+      for (int64_t at = 0; at < p_.in; at += kStretch)
+        for (int part = 0; part < parts; ++part) {
+          rows_of(part, at, row);
+          const InterleavedQuery<P, MR> query{x + at * MR};
+          add_dot_rows<P, T, MR>(row, std::min(kStretch, p_.in - at), ahead, query, sums[part]);
+        }
+      for (int part = 0; part < parts; ++part) y[part] = V::reduce_add_each(sums[part]);
     }
     rows_apart<MR>(y);
     for (int m = 0; m < MR && first_row + m < p_.rows; ++m)
