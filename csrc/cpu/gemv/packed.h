@@ -176,6 +176,15 @@ class RowGroups {
     }
   }
 
+  // f(rows of its group as a constant, row(i), the group's first row, its place there) for the rows of a block; rows
+  // that the last group lacks are the last one again.
+  template <class Row, class F>
+  void visit_rows(int64_t block, Row&& row, F&& f) const {
+    visit(block, [&](auto mr, int64_t first) {
+      for (int m = 0; m < mr(); ++m) f(mr, row(std::min(first + m, rows_ - 1)), first, m);
+    });
+  }
+
  private:
   int64_t rows_;
   bool even_;
@@ -194,9 +203,7 @@ class PackedRows : public RowGroups {
   // Rows of a block: row(i) is the i-th, valid until the next call.
   template <class F>
   void place(int64_t block, F&& row) const {
-    visit(block, [&](auto mr, int64_t first) {
-      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows() - 1)), first, m);
-    });
+    visit_rows(block, row, [&](auto mr, auto* from, int64_t first, int m) { place_row<mr()>(from, first, m); });
   }
 
   // The products of a group from `first` on with NV vectors of features at `data`.

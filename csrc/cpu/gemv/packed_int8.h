@@ -51,9 +51,7 @@ class Int8Rows : public RowGroups {
 
   template <class F>
   void place(int64_t block, F&& row) const {
-    visit(block, [&](auto mr, int64_t first) {
-      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows() - 1)), first, m);
-    });
+    visit_rows(block, row, [&](auto mr, auto* from, int64_t first, int m) { place_row<mr()>(from, first, m); });
   }
 
   template <class, int MR, int NV>

@@ -55,13 +55,13 @@ class PairRows : public RowGroups {
 
   template <class F>
   void place(int64_t block, F&& row) const {
-    visit(block, [&](auto mr, int64_t first) {
-      for (int m = 0; m < mr(); ++m) place_row<mr()>(row(std::min(first + m, rows() - 1)), first, m);
-    });
+    visit_rows(block, row, [&](auto mr, auto* from, int64_t first, int m) { place_row<mr()>(from, first, m); });
   }
 
   template <class, int MR, int NV>
   void multiply(const char* w, int64_t first, bool asks, Vec (&total)[MR][NV]) const {
+    // The walk over groups is packed_columns': shared, with the step as a function, two rows of int4 took 1.05 to 1.12
+    // times as long.
     constexpr int kSums = parts_of_sums(MR * NV);
     constexpr int64_t kBytes = Pairs::kWords * kPackedLine;
     const uint32_t* x = x_ + first * inputs(*w_);
