@@ -146,10 +146,12 @@ def _packed_linear(*, dtype: str, n: int, k: int, rows: int = 1, bits: int = 0, 
     if group > k or (k and k % group):
         raise ValueError(f"explain: group: expected a divisor of k = {k}, got {group}")
     groups = k // group if k else 0
+    pairs = dtype == "bfloat16" and _host().cpu_isa() == "avx512bf16" and (bits == 4 or rows > 2)
+    two = f", two inputs an operation{'' if bits == 4 else ' (int8)'}" if pairs else ""
     own = {
         "backend": "cpu",
         "isa": _host().cpu_isa(),
-        "loop": f"streaming, {bits}-bit numbers in panels of 32 features, rows by 8, 4, 2 and 1",
+        "loop": f"streaming, {bits}-bit numbers in panels of 32 features, rows by 8, 4, 2 and 1{two}",
         "tasks": -(-n // 32),
         "rows": rows,
         "weight_bytes": n * groups * (-(-group // 8) * bits + 4) if k else 0,
