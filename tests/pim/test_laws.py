@@ -10,23 +10,9 @@ from effops.pim import Device, ModelShape, System, Workload
 from effops.pim.simulate import bandwidth, default_scheduler, schedulers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import EVERY, MIXTURE, SMALL, UNITS
 
-SMALL = ModelShape(layers=4, hidden=1024, heads=8, kv_heads=8, head_dim=128, intermediate=4096, vocab=0, ffn_matrices=2)
-MIXTURE = ModelShape(
-    layers=2, hidden=1024, heads=16, kv_heads=4, head_dim=64, intermediate=2048, vocab=1000, experts=8, top_k=2
-)
 batches = st.lists(st.integers(1, 1500), min_size=1, max_size=96)
-UNITS = ("blocked", "serial", "interleaved", "neupims")
-EVERY = [
-    *[("neupims", s, SMALL) for s in UNITS],
-    ("newton", "blocked", SMALL),
-    ("npu", "processor", SMALL),
-    ("a100", "processor", SMALL),
-    ("h100", "processor", MIXTURE),
-    ("duplex", "duplex", MIXTURE),
-    ("duplex", "co_processing", MIXTURE),
-    ("bank_pim", "duplex", MIXTURE),
-]
 
 
 @settings(max_examples=15)

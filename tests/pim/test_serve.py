@@ -9,22 +9,9 @@ from effops import _host
 from effops.pim import Device, ModelShape, System, Workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import EVERY, MIXTURE, SMALL
 
-SMALL = ModelShape(layers=4, hidden=1024, heads=8, kv_heads=8, head_dim=128, intermediate=4096, vocab=0, ffn_matrices=2)
 WIDE = ModelShape(layers=8, hidden=2048, heads=16, kv_heads=16, head_dim=128, intermediate=8192, vocab=0)
-MIXTURE = ModelShape(
-    layers=2, hidden=1024, heads=16, kv_heads=4, head_dim=64, intermediate=2048, vocab=1000, experts=8, top_k=2
-)
-EVERY = [
-    *[("neupims", s, SMALL) for s in ("blocked", "serial", "interleaved", "neupims")],
-    ("newton", "blocked", SMALL),
-    ("npu", "processor", SMALL),
-    ("a100", "processor", SMALL),
-    ("h100", "processor", MIXTURE),
-    ("duplex", "duplex", MIXTURE),
-    ("duplex", "co_processing", MIXTURE),
-    ("bank_pim", "duplex", MIXTURE),
-]
 
 
 def test_serving_conserves_tokens_and_order() -> None:
